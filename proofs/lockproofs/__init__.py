@@ -1,0 +1,1 @@
+"""Claims with executable checks, and the audit that runs them."""

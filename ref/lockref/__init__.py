@@ -1,0 +1,1 @@
+"""Reference implementation: the engine, the models, the locks and the attacks, in NumPy."""
