@@ -1,0 +1,84 @@
+"""Counting arithmetic: how many scalar operations a NumPy computation performs.
+
+A `Counted` array passes through any NumPy code and adds up one operation for each element that an
+elementwise function computes or a reduction consumes, and 2mnk for a matrix product (m, k) × (k, n).
+Moving data (reshaping, slicing, copying, zero-filling, gathering) counts nothing; adding does.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+_SELECTIONS = (np.where, np.maximum, np.minimum)  # one comparison or choice for each element
+
+
+class Counter:
+    """The total so far."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+
+class Counted(np.ndarray[Any, Any]):
+    """An array whose arithmetic is counted; what is computed from it is counted too."""
+
+    counter: Counter | None = None
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self.counter = getattr(parent, "counter", None)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        plain = [np.asarray(x) for x in inputs]
+        target = {} if out is None else {"out": tuple(np.asarray(o) for o in out)}
+        result = getattr(ufunc, method)(*plain, **target, **kwargs)
+        counter = _counter((*inputs, *(out or ())))
+        if ufunc is np.matmul:
+            counter.operations += 2 * np.size(result) * plain[0].shape[-1]
+        elif method == "__call__":
+            counter.operations += np.size(result)
+        else:  # reduce, and at: one operation for each element that goes in
+            counter.operations += np.size(plain[0] if method == "reduce" else plain[2])
+        if out is not None:
+            return out[0]
+        return None if result is None else wrap(result, counter)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        counter = _counter(args)
+        if func is np.einsum:
+            subscripts, *operands = args
+            counter.operations += len(operands) * _einsum_size(subscripts, operands)
+            return wrap(np.einsum(subscripts, *map(np.asarray, operands), **kwargs), counter)
+        result = super().__array_function__(func, types, args, kwargs)
+        if func in _SELECTIONS:
+            counter.operations += np.size(result)
+        return result
+
+
+def wrap(x: Any, counter: Counter) -> Counted:
+    """x as an array whose arithmetic adds to `counter`."""
+    counted = np.asarray(x).view(Counted)
+    counted.counter = counter
+    return counted
+
+
+def operations(f: Callable[..., Any], *args: Any) -> int:
+    """Scalar operations that f(*args) performs on its array arguments."""
+    counter = Counter()
+    f(*(wrap(a, counter) for a in args))
+    return counter.operations
+
+
+def _counter(values: Any) -> Counter:
+    for x in values:
+        if isinstance(x, list | tuple):
+            x = next((y for y in x if isinstance(y, Counted)), None)
+        if isinstance(x, Counted) and x.counter is not None:
+            return x.counter
+    return Counter()
+
+
+def _einsum_size(subscripts: str, operands: list[Any]) -> int:
+    """Points of the index space that "...i,...i->..." runs over: the broadcast shape of its operands."""
+    return prod(np.broadcast_shapes(*(np.shape(o) for o in operands)))

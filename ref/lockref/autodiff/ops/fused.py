@@ -1,0 +1,242 @@
+"""Fused operations: whole steps of a transformer with hand-made reverse rules that keep little.
+
+Each names its unfused twin, the same function in small operations: the twin defines it, gives its
+forward mode, and shows what an engine without fusion would have to store.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from lockref.autodiff.array import Traced
+from lockref.autodiff.ops import reduce
+from lockref.autodiff.ops.activations import exp, log, silu
+from lockref.autodiff.ops.elementwise import rsqrt
+from lockref.autodiff.ops.linalg import matmul
+from lockref.autodiff.ops.shape import concatenate, reshape, transpose
+from lockref.autodiff.primitive import primitive
+
+
+def _normalize_twin(x, *, eps):
+    return x * rsqrt(reduce.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+@primitive(residuals=("rstd",), twin=_normalize_twin)
+def normalize(x, *, eps):
+    """x / √(mean(x²) + eps) along the last axis: RMSNorm without a gain."""
+    rstd = 1 / np.sqrt(_mean_square(x) + eps)
+    return x * rstd, rstd
+
+
+@normalize.vjp("x")
+def _(g, x, rstd):
+    return rstd * (g - x * (rstd * rstd * _mean_product(g, x)))
+
+
+def _rms_norm_twin(x, gain, *, eps):
+    return gain * _normalize_twin(x, eps=eps)
+
+
+@primitive(residuals=("rstd",), twin=_rms_norm_twin)
+def rms_norm(x, gain, *, eps):
+    """gain ∘ x / √(mean(x²) + eps) along the last axis (Zhang & Sennrich, arXiv 1910.07467)."""
+    rstd = 1 / np.sqrt(_mean_square(x) + eps)
+    return x * rstd * gain, rstd
+
+
+@rms_norm.vjp("x")
+def _(g, x, gain, rstd):
+    g = g * gain
+    return rstd * (g - x * (rstd * rstd * _mean_product(g, x)))
+
+
+@rms_norm.vjp("gain")
+def _(g, x, rstd):
+    return g * (x * rstd)
+
+
+def _mean_square(x):
+    return _mean_product(x, x)
+
+
+def _mean_product(x, y):
+    return row_dot(x, y) / x.shape[-1]
+
+
+def row_dot(x, y):
+    """Σ x∘y along the last axis, which stays. The cotangent in a rule may itself be traced."""
+    if isinstance(x, Traced) or isinstance(y, Traced):
+        return reduce.sum(x * y, axis=-1, keepdims=True)
+    return np.einsum("...i,...i->...", x, y)[..., None]
+
+
+def rope_tables(
+    positions: Any, head_dim: int, theta: float, dtype: Any = np.float64
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """cos and sin of position · theta^(−2i/head_dim), each of shape (positions, head_dim/2)."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angles = np.outer(positions, frequencies)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def _rope_twin(x, *, cos, sin):
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+@primitive(twin=_rope_twin)
+def rope(x, *, cos, sin):
+    """Rotate plane (i, i + c/2) of x (…, T, c) by the angle of each position; cos, sin (T, c/2).
+
+    Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split layout of Qwen3.
+    """
+    return _rotate(x, cos, sin)
+
+
+rope.vjp("x")(lambda g, cos, sin: rope(g, cos=cos, sin=-sin))
+
+
+def _rotate(x, cos, sin):
+    half = x.shape[-1] // 2
+    out = np.empty(x.shape, np.result_type(x, cos))
+    first, second = x[..., :half], x[..., half:]
+    out[..., :half] = first * cos - second * sin
+    out[..., half:] = second * cos + first * sin
+    return out
+
+
+def _causal(length, dtype):
+    """0 where a query may look at a key, −∞ where the key comes later."""
+    return np.triu(np.full((length, length), -np.inf, dtype), 1)
+
+
+def softmax(x, axis=-1):
+    """eˣ / Σ eˣ along one axis, shifted by the maximum so that nothing overflows."""
+    e = exp(x - reduce.max(x, axis=axis, keepdims=True))
+    return e / reduce.sum(e, axis=axis, keepdims=True)
+
+
+def _grouped(q, groups):
+    """(…, H, T, c) as (…, G, H/G, T, c): query heads that share a key head lie together."""
+    *batch, heads, length, width = q.shape
+    return reshape(q, shape=(*batch, groups, heads // groups, length, width))
+
+
+def _swap(x):
+    axes = list(range(len(x.shape)))
+    axes[-1], axes[-2] = axes[-2], axes[-1]
+    return transpose(x, axes=tuple(axes))
+
+
+def _attention_twin(q, k, v, *, scale):
+    *batch, groups, length, width = k.shape
+    one = (*batch, groups, 1, length, width)
+    scores = matmul(_grouped(q, groups), _swap(reshape(k, shape=one))) * scale
+    p = softmax(scores + _causal(length, np.float32))
+    return reshape(matmul(p, reshape(v, shape=one)), shape=q.shape)
+
+
+@primitive(residuals=("p",), twin=_attention_twin)
+def attention(q, k, v, *, scale):
+    """Causal softmax(scale · q kᵀ) v with grouped keys: q (…, H, T, c), k and v (…, G, T, c), G | H."""
+    groups, length = k.shape[-3], k.shape[-2]
+    if q.shape[-3] % groups or k.shape != v.shape or q.shape[-2:] != k.shape[-2:]:
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape}, v {v.shape}; want (…, H, T, c) and twice (…, G, T, c), G | H"
+        )
+    p = np.matmul(_grouped(q, groups), np.swapaxes(k, -1, -2)[..., :, None, :, :])
+    p *= scale
+    p += _causal(length, p.dtype)
+    p -= np.max(np.real(p), axis=-1, keepdims=True)
+    np.exp(p, out=p)
+    p /= np.sum(p, axis=-1, keepdims=True)
+    return np.matmul(p, v[..., :, None, :, :]).reshape(q.shape), p
+
+
+def _score_cotangent(g, v, p, scale):
+    """Cotangent of the scaled scores, (…, G, H/G, T, T)."""
+    dp = np.matmul(g, np.swapaxes(v, -1, -2)[..., :, None, :, :])
+    dp -= row_dot(dp, p)
+    dp *= p
+    dp *= scale
+    return dp
+
+
+def _pull_q(ds, k, shape):
+    return np.matmul(ds, k[..., :, None, :, :]).reshape(shape)
+
+
+def _pull_keys(weights, x):
+    """Σ over the heads of a group of weightsᵀ x: keys and values serve all of them."""
+    return np.matmul(np.swapaxes(weights, -1, -2), x).sum(axis=-3)
+
+
+@attention.vjp("q")
+def _(g, q_shape, k, v, p, scale):
+    return _pull_q(_score_cotangent(_grouped(g, k.shape[-3]), v, p, scale), k, q_shape)
+
+
+@attention.vjp("k")
+def _(g, q, v, p, scale):
+    groups = v.shape[-3]
+    return _pull_keys(_score_cotangent(_grouped(g, groups), v, p, scale), _grouped(q, groups))
+
+
+@attention.vjp("v")
+def _(g, p):
+    return _pull_keys(p, _grouped(g, p.shape[-4]))
+
+
+@attention.vjp("q", "k", "v")
+def _(g, q, k, v, p, scale):
+    groups = k.shape[-3]
+    g = _grouped(g, groups)
+    ds = _score_cotangent(g, v, p, scale)
+    return _pull_q(ds, k, q.shape), _pull_keys(ds, _grouped(q, groups)), _pull_keys(p, g)
+
+
+def _swiglu_twin(z, u):
+    return silu(z) * u
+
+
+@primitive(twin=_swiglu_twin)
+def swiglu(z, u):
+    """silu(z) ∘ u (Shazeer, arXiv 2002.05202)."""
+    return silu.impl(z) * u
+
+
+def _pull_silu(g, z):
+    return silu.vjps["x",].function(g, z)
+
+
+swiglu.vjp("z")(lambda g, z, u: _pull_silu(g * u, z))
+swiglu.vjp("u")(lambda g, z: g * silu.impl(z))
+
+
+def _cross_entropy_twin(logits, *, targets):
+    shifted = logits - reduce.max(logits, axis=-1, keepdims=True)
+    norm = log(reduce.sum(exp(shifted), axis=-1))
+    picked = reshape(shifted, shape=(-1, shifted.shape[-1]))[np.arange(targets.size), targets.reshape(-1)]
+    return reduce.mean(reshape(norm, shape=(-1,)) - picked)
+
+
+@primitive(residuals=("p",), twin=_cross_entropy_twin)
+def cross_entropy(logits, *, targets):
+    """Mean over tokens of −ln softmax(logits)[target]; logits (…, V), integer targets (…), result in nats."""
+    shifted = logits - np.max(np.real(logits), axis=-1, keepdims=True)
+    p = np.exp(shifted)
+    total = np.sum(p, axis=-1, keepdims=True)
+    p /= total
+    picked = np.take_along_axis(shifted, targets[..., None], axis=-1)
+    return np.mean(np.log(total) - picked), p
+
+
+@cross_entropy.vjp("logits")
+def _(g, p, targets):
+    if isinstance(g, Traced):
+        return g * cross_entropy.vjps["logits",].function(np.ones((), p.dtype), p, targets)
+    out = p * (g / targets.size)
+    index = targets[..., None]
+    np.put_along_axis(out, index, np.take_along_axis(out, index, -1) - g / targets.size, axis=-1)
+    return out

@@ -1,0 +1,106 @@
+"""The low-rank residual block of a DLR-Net, fused: x + B σ(A N(x)), with and without the norm N."""
+
+import numpy as np
+
+from lockref.autodiff.ops.activations import gelu_erf, gelu_tanh, relu, silu, tanh
+from lockref.autodiff.ops.fused import normalize, row_dot
+from lockref.autodiff.ops.linalg import matmul
+from lockref.autodiff.ops.shape import transpose
+from lockref.autodiff.primitive import primitive
+
+ACTIVATIONS = {op.name: op for op in (silu, gelu_erf, gelu_tanh, relu, tanh)}
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _hidden_cotangent(g, b, h, activation):
+    """Cotangent of h = A N(x): σ'(h) ∘ (g B), by the activation's own rule."""
+    op = ACTIVATIONS[activation]
+    rule = op.vjps["x",]
+    reads = {"x": h} if "x" in rule.names else {"out": op.impl(h)}
+    return rule.function(np.matmul(g, b), *reads.values())
+
+
+def _pull_b(g, h, activation):
+    return _rows(g).T @ _rows(ACTIVATIONS[activation].impl(h))
+
+
+def _twin(x, a, b, *, activation):
+    return x + matmul(ACTIVATIONS[activation](matmul(x, transpose(a))), transpose(b))
+
+
+@primitive(residuals=("h",), twin=_twin)
+def low_rank(x, a, b, *, activation):
+    """x + σ(x aᵀ) bᵀ with x (…, d), a (r, d), b (d, r); keeps h = x aᵀ, and x only where a trains."""
+    h = np.matmul(x, a.T)
+    return x + np.matmul(ACTIVATIONS[activation].impl(h), b.T), h
+
+
+@low_rank.vjp("x")
+def _(g, a, b, h, activation):
+    return g + _hidden_cotangent(g, b, h, activation) @ a
+
+
+@low_rank.vjp("a")
+def _(g, x, b, h, activation):
+    return _rows(_hidden_cotangent(g, b, h, activation)).T @ _rows(x)
+
+
+@low_rank.vjp("b")
+def _(g, h, activation):
+    return _pull_b(g, h, activation)
+
+
+@low_rank.vjp("x", "a", "b")
+def _(g, x, a, b, h, activation):
+    gh = _hidden_cotangent(g, b, h, activation)
+    return g + gh @ a, _rows(gh).T @ _rows(x), _pull_b(g, h, activation)
+
+
+def _normed_twin(x, a, b, *, activation, eps):
+    return x + matmul(ACTIVATIONS[activation](matmul(normalize.twin(x, eps=eps), transpose(a))), transpose(b))
+
+
+@primitive(residuals=("h", "rstd"), twin=_normed_twin)
+def normed_low_rank(x, a, b, *, activation, eps):
+    """x + σ(N(x) aᵀ) bᵀ with N(x) = x / √(mean(x²) + eps).
+
+    N(x) aᵀ = rstd · (x aᵀ): scaling and the norm's gradient touch r columns instead of d.
+    """
+    rstd = 1 / np.sqrt(row_dot(x, x) / x.shape[-1] + eps)
+    h = np.matmul(x, a.T)
+    h *= rstd
+    return x + np.matmul(ACTIVATIONS[activation].impl(h), b.T), h, rstd
+
+
+def _pull_normed_x(g, gh, x, a, h, rstd):
+    # h = rstd · (x aᵀ), so the norm's share is ∂rstd/∂x · Σ gh∘h / rstd = −x rstd²/d · Σ gh∘h
+    along = rstd * rstd * (row_dot(gh, h) / x.shape[-1])
+    out = np.matmul(gh * rstd, a)
+    out += g
+    out -= x * along
+    return out
+
+
+@normed_low_rank.vjp("x")
+def _(g, x, a, b, h, rstd, activation):
+    return _pull_normed_x(g, _hidden_cotangent(g, b, h, activation), x, a, h, rstd)
+
+
+@normed_low_rank.vjp("a")
+def _(g, x, b, h, rstd, activation):
+    return _rows(_hidden_cotangent(g, b, h, activation) * rstd).T @ _rows(x)
+
+
+@normed_low_rank.vjp("b")
+def _(g, h, activation):
+    return _pull_b(g, h, activation)
+
+
+@normed_low_rank.vjp("x", "a", "b")
+def _(g, x, a, b, h, rstd, activation):
+    gh = _hidden_cotangent(g, b, h, activation)
+    ga = _rows(gh * rstd).T @ _rows(x)
+    return _pull_normed_x(g, gh, x, a, h, rstd), ga, _pull_b(g, h, activation)
