@@ -1,0 +1,1 @@
+"""Models on the engine, their closed-form storage, and checkpoint directories."""
