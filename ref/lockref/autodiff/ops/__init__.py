@@ -20,15 +20,14 @@ from lockref.autodiff.ops.elementwise import (
     where,
 )
 from lockref.autodiff.ops.fused import (
-    attention,
     cross_entropy,
     normalize,
     rms_norm,
     rope,
     rope_tables,
-    softmax,
     swiglu,
 )
+from lockref.autodiff.ops.grouped_attention import attention, softmax
 from lockref.autodiff.ops.linalg import matmul
 from lockref.autodiff.ops.low_rank import ACTIVATIONS, low_rank, normed_low_rank
 from lockref.autodiff.ops.reduce import max, mean, sum

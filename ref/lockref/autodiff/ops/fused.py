@@ -10,10 +10,9 @@ import numpy as np
 
 from lockref.autodiff.array import Traced
 from lockref.autodiff.ops import reduce
-from lockref.autodiff.ops.activations import exp, log, silu
+from lockref.autodiff.ops.activations import exp, log, sigmoid, silu
 from lockref.autodiff.ops.elementwise import rsqrt
-from lockref.autodiff.ops.linalg import matmul
-from lockref.autodiff.ops.shape import concatenate, reshape, transpose
+from lockref.autodiff.ops.shape import concatenate, reshape
 from lockref.autodiff.primitive import primitive
 
 
@@ -106,96 +105,6 @@ def _rotate(x, cos, sin):
     return out
 
 
-def _causal(length, dtype):
-    """0 where a query may look at a key, −∞ where the key comes later."""
-    return np.triu(np.full((length, length), -np.inf, dtype), 1)
-
-
-def softmax(x, axis=-1):
-    """eˣ / Σ eˣ along one axis, shifted by the maximum so that nothing overflows."""
-    e = exp(x - reduce.max(x, axis=axis, keepdims=True))
-    return e / reduce.sum(e, axis=axis, keepdims=True)
-
-
-def _grouped(q, groups):
-    """(…, H, T, c) as (…, G, H/G, T, c): query heads that share a key head lie together."""
-    *batch, heads, length, width = q.shape
-    return reshape(q, shape=(*batch, groups, heads // groups, length, width))
-
-
-def _swap(x):
-    axes = list(range(len(x.shape)))
-    axes[-1], axes[-2] = axes[-2], axes[-1]
-    return transpose(x, axes=tuple(axes))
-
-
-def _attention_twin(q, k, v, *, scale):
-    *batch, groups, length, width = k.shape
-    one = (*batch, groups, 1, length, width)
-    scores = matmul(_grouped(q, groups), _swap(reshape(k, shape=one))) * scale
-    p = softmax(scores + _causal(length, np.float32))
-    return reshape(matmul(p, reshape(v, shape=one)), shape=q.shape)
-
-
-@primitive(residuals=("p",), twin=_attention_twin)
-def attention(q, k, v, *, scale):
-    """Causal softmax(scale · q kᵀ) v with grouped keys: q (…, H, T, c), k and v (…, G, T, c), G | H."""
-    groups, length = k.shape[-3], k.shape[-2]
-    if q.shape[-3] % groups or k.shape != v.shape or q.shape[-2:] != k.shape[-2:]:
-        raise ValueError(
-            f"attention: q {q.shape}, k {k.shape}, v {v.shape}; want (…, H, T, c) and twice (…, G, T, c), G | H"
-        )
-    p = np.matmul(_grouped(q, groups), np.swapaxes(k, -1, -2)[..., :, None, :, :])
-    p *= scale
-    p += _causal(length, p.dtype)
-    p -= np.max(np.real(p), axis=-1, keepdims=True)
-    np.exp(p, out=p)
-    p /= np.sum(p, axis=-1, keepdims=True)
-    return np.matmul(p, v[..., :, None, :, :]).reshape(q.shape), p
-
-
-def _score_cotangent(g, v, p, scale):
-    """Cotangent of the scaled scores, (…, G, H/G, T, T)."""
-    dp = np.matmul(g, np.swapaxes(v, -1, -2)[..., :, None, :, :])
-    dp -= row_dot(dp, p)
-    dp *= p
-    dp *= scale
-    return dp
-
-
-def _pull_q(ds, k, shape):
-    return np.matmul(ds, k[..., :, None, :, :]).reshape(shape)
-
-
-def _pull_keys(weights, x):
-    """Σ over the heads of a group of weightsᵀ x: keys and values serve all of them."""
-    return np.matmul(np.swapaxes(weights, -1, -2), x).sum(axis=-3)
-
-
-@attention.vjp("q")
-def _(g, q_shape, k, v, p, scale):
-    return _pull_q(_score_cotangent(_grouped(g, k.shape[-3]), v, p, scale), k, q_shape)
-
-
-@attention.vjp("k")
-def _(g, q, v, p, scale):
-    groups = v.shape[-3]
-    return _pull_keys(_score_cotangent(_grouped(g, groups), v, p, scale), _grouped(q, groups))
-
-
-@attention.vjp("v")
-def _(g, p):
-    return _pull_keys(p, _grouped(g, p.shape[-4]))
-
-
-@attention.vjp("q", "k", "v")
-def _(g, q, k, v, p, scale):
-    groups = k.shape[-3]
-    g = _grouped(g, groups)
-    ds = _score_cotangent(g, v, p, scale)
-    return _pull_q(ds, k, q.shape), _pull_keys(ds, _grouped(q, groups)), _pull_keys(p, g)
-
-
 def _swiglu_twin(z, u):
     return silu(z) * u
 
@@ -206,12 +115,25 @@ def swiglu(z, u):
     return silu.impl(z) * u
 
 
-def _pull_silu(g, z):
-    return silu.vjps["x",].function(g, z)
+@swiglu.vjp("z")
+def _(g, z, u):
+    return silu.vjps["x",].function(g * u, z)
 
 
-swiglu.vjp("z")(lambda g, z, u: _pull_silu(g * u, z))
-swiglu.vjp("u")(lambda g, z: g * silu.impl(z))
+@swiglu.vjp("u")
+def _(g, z):
+    return g * silu.impl(z)
+
+
+@swiglu.vjp("z", "u")
+def _(g, z, u):
+    s = sigmoid.impl(z)
+    gu = z * s
+    slope = s + gu * (1 - s)  # silu'(z)
+    slope *= u
+    slope *= g
+    gu *= g
+    return slope, gu
 
 
 def _cross_entropy_twin(logits, *, targets):

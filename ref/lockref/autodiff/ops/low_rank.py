@@ -15,6 +15,12 @@ def _rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
+def _plus(fresh, x):
+    """fresh + x, written over `fresh`: a block makes one new array of d columns, not two."""
+    fresh += x
+    return fresh
+
+
 def _hidden_cotangent(g, b, h, activation):
     """Cotangent of h = A N(x): σ'(h) ∘ (g B), by the activation's own rule."""
     op = ACTIVATIONS[activation]
@@ -35,12 +41,12 @@ def _twin(x, a, b, *, activation):
 def low_rank(x, a, b, *, activation):
     """x + σ(x aᵀ) bᵀ with x (…, d), a (r, d), b (d, r); keeps h = x aᵀ, and x only where a trains."""
     h = np.matmul(x, a.T)
-    return x + np.matmul(ACTIVATIONS[activation].impl(h), b.T), h
+    return _plus(np.matmul(ACTIVATIONS[activation].impl(h), b.T), x), h
 
 
 @low_rank.vjp("x")
 def _(g, a, b, h, activation):
-    return g + _hidden_cotangent(g, b, h, activation) @ a
+    return _plus(_hidden_cotangent(g, b, h, activation) @ a, g)
 
 
 @low_rank.vjp("a")
@@ -56,7 +62,7 @@ def _(g, h, activation):
 @low_rank.vjp("x", "a", "b")
 def _(g, x, a, b, h, activation):
     gh = _hidden_cotangent(g, b, h, activation)
-    return g + gh @ a, _rows(gh).T @ _rows(x), _pull_b(g, h, activation)
+    return _plus(gh @ a, g), _rows(gh).T @ _rows(x), _pull_b(g, h, activation)
 
 
 def _normed_twin(x, a, b, *, activation, eps):
@@ -72,14 +78,13 @@ def normed_low_rank(x, a, b, *, activation, eps):
     rstd = 1 / np.sqrt(row_dot(x, x) / x.shape[-1] + eps)
     h = np.matmul(x, a.T)
     h *= rstd
-    return x + np.matmul(ACTIVATIONS[activation].impl(h), b.T), h, rstd
+    return _plus(np.matmul(ACTIVATIONS[activation].impl(h), b.T), x), h, rstd
 
 
 def _pull_normed_x(g, gh, x, a, h, rstd):
     # h = rstd · (x aᵀ), so the norm's share is ∂rstd/∂x · Σ gh∘h / rstd = −x rstd²/d · Σ gh∘h
     along = rstd * rstd * (row_dot(gh, h) / x.shape[-1])
-    out = np.matmul(gh * rstd, a)
-    out += g
+    out = _plus(np.matmul(gh * rstd, a), g)
     out -= x * along
     return out
 

@@ -1,0 +1,1 @@
+"""The attacks: what each adversary does to a locked checkpoint."""

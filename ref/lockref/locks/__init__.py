@@ -1,0 +1,1 @@
+"""The locks: what each defence does to a checkpoint."""
