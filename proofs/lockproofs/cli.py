@@ -1,0 +1,201 @@
+"""The command line. Only light imports up here: `lockref --help` must answer at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lockproofs.exit_codes import BAD_INPUT, DONE, INTERNAL, INTERRUPTED, FailOn, exit_code
+
+if TYPE_CHECKING:
+    from lockproofs.claim import Claim
+
+Registry = Callable[[], "dict[str, Claim]"]
+
+DEFAULT_CASES = 32
+DEFAULT_OUT = Path("lockref-report")
+DEBUG = "LOCKREF_DEBUG"
+
+app = typer.Typer(
+    help="Executable reference and audit of published locks for open-weight language models.",
+    epilog="Exit codes: 0 done · 1 a verdict that --fail-on names · 2 undecided where that was asked to "
+    f"fail · 3 bad input · 4 internal error ({DEBUG}=1 shows the traceback).",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _dash(value: str | None) -> str | None:
+    if value not in (None, "-"):
+        raise typer.BadParameter("takes only - (standard output)")
+    return value
+
+
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="-", callback=_dash, help="Write JSON to standard output, and only that."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random cases.")]
+Cases = Annotated[int, typer.Option(min=1, help="Number of random cases for a check.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing unless something is wrong.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print("lockref", installed("lockref"))
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command("audit")
+def _audit(
+    ctx: typer.Context,
+    subject: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint directory (config.json, *.safetensors); the embedded models if left out."),
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="Public base model of SUBJECT.")] = None,
+    claims: Annotated[str | None, typer.Option(metavar="ID,…", help="Only these claims.")] = None,
+    cases: Cases = DEFAULT_CASES,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(help="What makes the exit code 1 (2 for undecided). Default: changed; refuted for a SUBJECT."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the three reports go.")] = DEFAULT_OUT,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = None,
+) -> int:
+    """Run the claims on models; write report.json, report.html and report.md."""
+    from lockproofs.audit import audit, choose
+    from lockproofs.claim import BadInput
+    from lockproofs.render import write_reports
+    from lockproofs.report import ensure_writable, staged, to_json
+    from lockproofs.subject import directory_subject, zoo_subject
+    from lockproofs.terminal import progress, verdicts
+
+    if base and not subject:
+        raise BadInput("--base needs a SUBJECT, whose base it is: name both")
+    if subject and fail_on is FailOn.CHANGED:
+        raise BadInput("--fail-on changed: verdicts are recorded for the embedded models only: name another")
+    chosen = choose(ctx.obj(), claims)
+    models = directory_subject(subject, base) if subject else zoo_subject()
+    words = [str(subject)] * bool(subject) + (["--base", str(base)] if base else [])
+    ensure_writable(out)  # before the work, not after it
+    with progress(quiet) as track:
+        report = audit(models, chosen, seed=seed, cases=cases, command=["lockref", "audit", *words], track=track)
+    with staged(out) as folder:
+        write_reports(report, folder)
+    if json:
+        sys.stdout.write(to_json(report.as_data()))
+    elif not quiet:
+        verdicts(report, out)
+    return exit_code(report, fail_on or (FailOn.REFUTED if subject else FailOn.CHANGED))
+
+
+@app.command("claims")
+def _claims(ctx: typer.Context, json: Json = None) -> None:
+    """List the claims, with the verdicts recorded for the embedded models."""
+    from lockproofs.audit import describe
+    from lockproofs.report import to_json
+    from lockproofs.terminal import listing
+
+    claims = list(ctx.obj().values())
+    if json:
+        sys.stdout.write(to_json([describe(claim) for claim in claims]))
+    else:
+        listing(claims)
+
+
+@app.command("explain")
+def _explain(
+    ctx: typer.Context,
+    claim_id: Annotated[str, typer.Argument(metavar="ID", help="A claim, as `lockref claims` lists it.")],
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Check it now on the embedded models.")] = True,
+    cases: Cases = DEFAULT_CASES,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Explain one claim in plain words, check it, and compute its counterexample again."""
+    from lockproofs.audit import audit, describe, pick
+    from lockproofs.report import to_json
+    from lockproofs.subject import zoo_subject
+    from lockproofs.terminal import finding, outlook, progress, wording
+
+    claim = pick(ctx.obj(), claim_id)
+    results = []
+    if run:
+        with progress(quiet=bool(json)) as track:
+            results = audit(zoo_subject(), [claim], seed=seed, cases=cases, track=track).claims
+    if json:
+        sys.stdout.write(to_json(results[0].model_dump(mode="json") if run else describe(claim)))
+        return
+    wording(claim)
+    for result in results:
+        finding(claim, result)
+    outlook(claim)
+
+
+@app.command("doctor")
+def _doctor(json: Json = None) -> None:
+    """Say what is installed: versions, BLAS, threads, extras, devices, embedded models."""
+    from lockproofs.doctor import examine
+    from lockproofs.report import to_json
+    from lockproofs.terminal import health
+
+    found = examine()
+    if json:
+        sys.stdout.write(to_json(found))
+    else:
+        health(found)
+
+
+def main(argv: Sequence[str] | None = None, claims: Registry | None = None) -> int:
+    """Runs one command and returns its exit code; `claims` replaces the registry."""
+    debug = bool(os.environ.get(DEBUG))
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG)
+    try:
+        code: int = app(argv, prog_name="lockref", standalone_mode=False, obj=claims or _registry) or DONE
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, line = _judge(error)
+        print(f"lockref: {' '.join(line.split())}", file=sys.stderr)
+    if code == INTERRUPTED:
+        print("lockref: interrupted; nothing was written", file=sys.stderr)
+    return code
+
+
+def _registry() -> "dict[str, Claim]":
+    from lockproofs.claims import all_claims
+
+    return all_claims()
+
+
+def _judge(error: Exception) -> tuple[int, str]:
+    """Exit code and line for an exception: the user's mistake, or ours."""
+    from lockproofs.claim import BadInput
+    from lockref.models.checkpoint_io import CheckpointError
+
+    if hasattr(error, "format_message"):  # usage errors of typer, whose class moved between its versions
+        return BAD_INPUT, f"{error.format_message()} (see lockref --help)"
+    if isinstance(error, BadInput | CheckpointError):
+        return BAD_INPUT, str(error)
+    hint = f"{DEBUG}=1 shows the traceback"
+    return INTERNAL, f"internal error: {type(error).__name__}: {error} ({hint})"
