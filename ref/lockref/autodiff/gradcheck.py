@@ -23,7 +23,7 @@ from lockref.autodiff.forward import jvp
 from lockref.autodiff.oracle import ROUNDINGS, STEPS, Arrays, Method, Oracle
 from lockref.autodiff.primitive import Primitive
 from lockref.autodiff.reverse import vjp
-from lockref.autodiff.tree import flatten
+from lockref.autodiff.tree import flatten, leaf_error
 
 _TINY = float(np.finfo(np.float64).eps)
 
@@ -75,6 +75,8 @@ def gradcheck(
     *_, pulled = ways.popitem()[1]
     twin = case.function(f.twin) if isinstance(f, Primitive) and f.twin else None
     if twin is not None:
+        unfused = _copies(twin(*case.leaves))
+        case.alike("the twin's value", unfused)
         ways["unfused twin"] = (everything, case.pull(twin, everything, cotangents))
 
     for selection in selections:
@@ -82,9 +84,7 @@ def gradcheck(
         evidence = [case.oracle.evidence(v) for v in tangents]
         tolerance = case.oracle.tolerance(case.values, tangents, evidence, rng)
         if twin is not None and selection == everything:
-            other = _copies(twin(*case.leaves))
-            case.alike("the twin's value", other)
-            case.close("unfused twin", "value", case.values, other, tolerance)
+            case.close("unfused twin", "value", case.values, unfused, tolerance)
         for k, (u, v, seen) in enumerate(zip(cotangents, tangents, evidence, strict=True)):
             where = f"for {named[selection]}, draw {k}"
             weighted = [_inner([np.abs(g) for g in u], tolerance)]
@@ -114,6 +114,9 @@ class _Case:
         self.leaves = _copies(leaves)
         self.call = self.function(f)
         self.values = _copies(self.call(*self.leaves))
+        for label, x in zip([*self.labels, *["the value"] * len(self.values)], self.leaves + self.values, strict=True):
+            if problem := leaf_error(x):
+                raise TypeError(f"gradcheck: {label}: {problem}")
         shapes = [f"{n} {x.dtype}{list(x.shape)}" for n, x in zip(self.labels, self.leaves, strict=True)]
         name = f"{getattr(f, '__name__', f)}({', '.join(shapes)})"
         if not all(np.all(np.isfinite(v)) for v in self.values):

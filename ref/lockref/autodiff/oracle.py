@@ -46,29 +46,29 @@ class Oracle:
     def tolerance(self, values: Arrays, draws: list[Arrays], evidence: list[list[Arrays]], rng: Any) -> Arrays:
         """Error of each entry of J v that rounding explains; `evidence` was found for the tangents `draws`."""
         middle = len(STEPS[self.method]) // 2
-        sizes, moves = [seen[middle] for seen in evidence], []
-        for v, size in zip(draws, sizes, strict=True):
+        h, moves = STEPS[self.method][middle], []
+        for v in draws:
+            still = self._slope(v, h, _Shaken(0.0, 0))
             for seed in rng.integers(2**32, size=_SHAKES):
-                shaken = self._slope(v, STEPS[self.method][middle], int(seed))
-                moves.append([a - b for a, b in zip(shaken, size, strict=True)])
+                shaken = self._slope(v, h, _Shaken(self.eps, int(seed)))
+                moves.append([a - b for a, b in zip(shaken, still, strict=True)])
         rate = self.eps * sqrt(sum(x.size for x in self.x))
-        parts = zip(values, _root_mean_square(sizes), _root_mean_square(moves), strict=True)
+        sizes = _root_mean_square([seen[middle] for seen in evidence])
+        parts = zip(values, sizes, _root_mean_square(moves), strict=True)
         return [ROUNDINGS * (rate * (jv + np.max(np.abs(f), initial=0.0)) + shaking) for f, jv, shaking in parts]
 
-    def _slope(self, v: Arrays, h: float, seed: int | None = None) -> Arrays:
+    def _slope(self, v: Arrays, h: float, shaken: "_Shaken | None" = None) -> Arrays:
         if self.method == "complex step":
-            return [o.imag / h for o in self._at(v, h * 1j, seed)]
-        pairs = zip(self._at(v, h, seed), self._at(v, -h, seed), strict=True)
+            return [o.imag / h for o in self._at(v, h * 1j, shaken)]
+        pairs = zip(self._at(v, h, shaken), self._at(v, -h, shaken), strict=True)
         return [(up - down) / (2 * h) for up, down in pairs]
 
-    def _at(self, v: Arrays, h: complex, seed: int | None) -> Arrays:
-        """f(x + hv) in double precision; shaken, the same way for the same seed, where there is one."""
+    def _at(self, v: Arrays, h: complex, shaken: "_Shaken | None") -> Arrays:
+        """f(x + hv) in double precision."""
         moved: list[Any] = [x.astype(np.float64) + h * t for x, t in zip(self.x, v, strict=True)]
         with np.errstate(all="ignore"):
-            if seed is not None:
-                shaken = _Shaken(self.eps, seed)
-                moved = [shaken.move(x) for x in moved]
-            return [np.asarray(primal(o)) for o in self.f(*moved)]
+            outs = self.f(*(shaken.start(moved) if shaken else moved))
+        return [np.asarray(primal(o)) for o in outs]
 
     def _takes_complex(self) -> bool:
         try:
@@ -84,13 +84,19 @@ class _Shaken:
     """A transform in which the result of each operation, fused ones unfused, moves by ±eps."""
 
     def __init__(self, eps: float, seed: int) -> None:
-        self.serial, self.eps, self.rng = next_serial(), eps, np.random.default_rng(seed)
+        self.eps, self.seed = eps, seed
+
+    def start(self, xs: Arrays) -> list[Traced]:
+        """Every start shakes in the same way, or differences would measure the shaking."""
+        self.serial, self.rng = next_serial(), np.random.default_rng(self.seed)
+        return [self.move(x) for x in xs]
 
     def move(self, x: Any, moves: Any = True) -> Traced:
-        factor = 1 + self.eps * self.rng.choice([-1, 1], np.shape(x)) * moves
+        """Real and imaginary part, that is value and tangent, are rounded independently."""
+        real, imaginary = (1 + self.eps * self.rng.choice([-1, 1], np.shape(x)) * moves for _ in range(2))
         moved = Traced()
         moved.trace = self
-        moved.value = x.real * factor + 1j * (x.imag * factor) if np.iscomplexobj(x) else x * factor
+        moved.value = x.real * real + 1j * (x.imag * imaginary) if np.iscomplexobj(x) else x * real
         return moved
 
     def apply(self, op: Any, args: tuple[Any, ...], params: dict[str, Any]) -> Any:

@@ -131,6 +131,8 @@ def _(g, z, u):
     gu = z * s
     slope = s + gu * (1 - s)  # silu'(z)
     slope *= u
+    if isinstance(g, Traced):
+        return slope * g, gu * g
     slope *= g
     gu *= g
     return slope, gu

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from lockref.autodiff.array import Traced
 from lockref.autodiff.ops import reduce
 from lockref.autodiff.ops.activations import exp
 from lockref.autodiff.ops.linalg import matmul
 from lockref.autodiff.ops.shape import reshape, transpose
 from lockref.autodiff.primitive import primitive
+from lockref.autodiff.reverse import vjp
 
 
 def _causal(length, dtype):
@@ -118,8 +120,15 @@ class _Attention:
         return ds
 
 
+def _through_twin(g, q, k, v, scale):
+    """For a cotangent that is itself traced: the rules below write into plain arrays."""
+    return vjp(lambda *args: _attention_twin(*args, scale=scale), q, k, v)[1](g)
+
+
 @attention.vjp("q")
 def _(g, q, k, v, out, lse, scale):
+    if isinstance(g, Traced):
+        return _through_twin(g, q, k, v, scale)[0]
     shared, gq = _Attention(g, q, k, lse, scale), np.empty_like(_grouped(q, k.shape[-3]))
     for rows, seen in _tiles(k.shape[-2]):
         ds = shared.score_cotangent(shared.weights(rows, seen), v, out, rows, seen)
@@ -129,6 +138,8 @@ def _(g, q, k, v, out, lse, scale):
 
 @attention.vjp("k")
 def _(g, q, k, v, out, lse, scale):
+    if isinstance(g, Traced):
+        return _through_twin(g, q, k, v, scale)[1]
     shared, gk = _Attention(g, q, k, lse, scale), np.zeros_like(k)
     for rows, seen in _tiles(k.shape[-2]):
         ds = shared.score_cotangent(shared.weights(rows, seen), v, out, rows, seen)
@@ -138,6 +149,8 @@ def _(g, q, k, v, out, lse, scale):
 
 @attention.vjp("v")
 def _(g, q, k, lse, scale):
+    if isinstance(g, Traced):  # attention is linear in v: its value does not matter
+        return _through_twin(g, q, k, np.zeros_like(k), scale)[2]
     shared, gv = _Attention(g, q, k, lse, scale), np.zeros_like(k)
     for rows, seen in _tiles(k.shape[-2]):
         p = shared.weights(rows, seen)
@@ -147,6 +160,8 @@ def _(g, q, k, lse, scale):
 
 @attention.vjp("q", "k", "v")
 def _(g, q, k, v, out, lse, scale):
+    if isinstance(g, Traced):
+        return _through_twin(g, q, k, v, scale)
     shared, gq = _Attention(g, q, k, lse, scale), np.empty_like(_grouped(q, k.shape[-3]))
     gk, gv = np.zeros_like(k), np.zeros_like(v)
     for rows, seen in _tiles(k.shape[-2]):

@@ -1,0 +1,385 @@
+"""The attention lock against its definitions, on small models whose shapes and gains can see a wrong one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.linalg import schur
+
+from lockref.locks.attention import (
+    FAMILIES,
+    TOPK,
+    TOPK_PLANES,
+    cross_sum,
+    eigenbasis,
+    eq2,
+    eq2_from_grams,
+    flip,
+    governing,
+    gram_sum,
+    grams,
+    layer_heads,
+    plane_basis,
+    plane_traces,
+    project,
+    projections,
+    strongest_flip,
+    surrogate,
+)
+from lockref.locks.attention_commutant import commutant_defect, nearest_in_commutant
+from lockref.models import qwen3
+from lockref.models.qwen3 import Qwen3Config, expected_tensors
+
+Array = NDArray[np.float64]
+
+CONFIG = Qwen3Config(
+    vocab_size=11, hidden_size=10, intermediate_size=7, num_hidden_layers=2, num_attention_heads=6,
+    num_key_value_heads=2, head_dim=6, rope_theta=100.0,
+)  # fmt: skip
+C = CONFIG.head_dim
+EPS = 2.0**-52
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def model(seed: int = 0) -> dict[str, Array]:
+    """Random weights; norm gains from 0.5 to 1.5."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.uniform(0.5, 1.5, shape) if "norm" in name else rng.standard_normal(shape)
+        for name, shape in expected_tensors(CONFIG).items()
+    }
+
+
+def haar(rng: np.random.Generator, *shape: int) -> Array:
+    return np.linalg.qr(rng.standard_normal((*shape, shape[-1])))[0]
+
+
+TOKENS = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (2, 9))
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> tuple[Array, Array, Array]:
+    """q (n, c, d), k (c, d) and an orthogonal P, with d on both sides of c and sometimes of lower rank."""
+    rng = np.random.default_rng(draw(SEEDS))
+    n, c, d = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 9))
+    q, k = rng.standard_normal((n, c, d)), rng.standard_normal((c, d))
+    for zero in draw(st.sets(st.integers(0, c - 1), max_size=c - 1)):  # directions that no weight sees
+        q[:, zero], k[zero] = 0, 0
+    return q, k, haar(rng, c)
+
+
+@given(heads())
+def test_eq2_is_the_papers_formula_and_depends_on_the_gram_matrices_only(case: tuple[Array, Array, Array]) -> None:
+    q, k, p = case
+    w_k = k.T
+    want = sum(
+        np.linalg.norm((w_q @ p + w_q) @ (w_k @ p + w_k).T - 4 * w_q @ w_k.T) ** 2 / 16 for w_q in q.swapaxes(-1, -2)
+    )
+    a, b = grams(q, k)
+    # Each entry contracts c twice, each norm d·d terms, all below ‖W_q‖²‖W_k‖² (‖P + I‖ ≤ 2).
+    tolerance = (8 * len(p) + q.shape[-1] ** 2) * 4 * len(p) * EPS * np.trace(a) * np.trace(b)
+    assert abs(eq2(q, k, p) - want) <= tolerance
+    assert abs(eq2_from_grams(a, b, p) - want) <= tolerance
+
+
+def test_the_comparison_with_eq2_would_see_a_forgotten_transpose() -> None:
+    rng = np.random.default_rng(0)
+    q, k, p = rng.standard_normal((2, 4, 5)), rng.standard_normal((4, 5)), haar(rng, 4)
+    a, b = grams(q, k)
+    d = 2 * np.eye(4) - 2 * p  # instead of 2I − P − Pᵀ
+    assert abs(np.trace(a @ d @ b @ d) / 16 - eq2(q, k, p)) > 0.1 * eq2(q, k, p)
+
+
+@given(heads())
+def test_surrogate_is_the_papers_formula(case: tuple[Array, Array, Array]) -> None:
+    q, k, p = case
+    want = sum(np.linalg.norm(w.T @ p - w.T) ** 2 for w in (*q, k))
+    a, b = grams(q, k)
+    tolerance = (4 * len(p) + q.shape[-1] * len(q)) * 8 * EPS * len(p) * np.trace(a + b)
+    assert abs(surrogate(a, b, p) - want) <= tolerance
+
+
+@given(heads())
+def test_a_top_k_flip_reaches_the_sums_it_should(case: tuple[Array, Array, Array]) -> None:
+    q, k, _ = case
+    a, b = grams(q, k)
+    s, c = a + b, len(a)
+    values, basis = np.linalg.eigvalsh(s)[::-1], eigenbasis(s)
+    tolerance = 64 * c**2 * EPS * np.trace(s)
+    for leading in range(c + 1):
+        p = flip(basis, leading)
+        assert abs(surrogate(a, b, p) - 4 * np.sum(values[:leading])) <= tolerance
+        kept = basis[:, :leading] @ basis[:, :leading].T
+        want = sum(np.linalg.norm(w.T @ kept @ k) ** 2 for w in q)
+        assert abs(eq2_from_grams(a, b, p) - want) <= tolerance * np.trace(s)
+
+
+@given(SEEDS, st.lists(st.integers(0, 3), min_size=2, max_size=8))
+def test_plane_basis_orders_planes_by_trace_and_ties_by_index(seed: int, traces: list[int]) -> None:
+    half = len(traces)
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(-3, 4, (2 * half, 2 * half)).astype(float)
+    s = noise + noise.T
+    first = rng.integers(-2, 3, half)
+    np.fill_diagonal(s, [*first, *(np.array(traces) - first)])
+    basis = plane_basis(s)
+    order = [int(np.argmax(column)) for column in basis.T]
+    assert np.array_equal(plane_traces(s), traces)
+    assert order[1::2] == [i + half for i in order[::2]]
+    assert order[::2] == sorted(range(half), key=lambda i: (-traces[i], i))
+    assert np.array_equal(basis.sum(0), np.ones(2 * half)) and np.array_equal(basis.sum(1), np.ones(2 * half))
+
+
+def test_every_head_is_turned_by_the_block_of_its_key_head() -> None:
+    tensors = model()
+    p = haar(np.random.default_rng(3), 2, 2, C)
+    out = project(tensors, CONFIG, p)
+    heads_per_key = CONFIG.num_attention_heads // CONFIG.num_key_value_heads
+
+    def wrong(block_of: Callable[[int], int]) -> float:
+        worst = 0.0
+        for layer in range(2):
+            w = tensors[f"model.layers.{layer}.self_attn.q_proj.weight"].T
+            got = out[f"model.layers.{layer}.self_attn.q_proj.weight"].T
+            for h in range(6):
+                columns = slice(h * C, (h + 1) * C)
+                worst = max(worst, np.max(np.abs(w[:, columns] @ p[layer, block_of(h)] - got[:, columns])))
+        return worst
+
+    assert wrong(lambda h: h // heads_per_key) <= C * EPS * 10
+    assert wrong(lambda h: h % 2) > 0.1  # interleaved groups would be seen
+    for layer in range(2):
+        w, got = (t[f"model.layers.{layer}.self_attn.k_proj.weight"].T for t in (tensors, out))
+        for g in range(2):
+            columns = slice(g * C, (g + 1) * C)
+            assert np.max(np.abs(w[:, columns] @ p[layer, g] - got[:, columns])) <= C * EPS * 10
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_project_returns_new_tensors_of_the_same_types_and_touches_no_other(dtype: Any) -> None:
+    tensors = {name: w.astype(dtype) for name, w in model().items()}
+    before = {name: w.copy() for name, w in tensors.items()}
+    out = project(tensors, CONFIG, projections(tensors, CONFIG, TOPK, 2))
+    assert out is not tensors and all(np.array_equal(before[n], w) for n, w in tensors.items())
+    changed = {n for n, w in out.items() if not np.array_equal(w, before[n])}
+    assert changed == {n for n in tensors if "q_proj" in n or "k_proj" in n}
+    assert {w.dtype for w in out.values()} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_plane_wise_flips_keep_every_bit_of_the_logits_and_eigen_flips_do_not(dtype: Any) -> None:
+    tensors = {name: w.astype(dtype) for name, w in model().items()}
+    want = qwen3.forward(tensors, TOKENS, CONFIG)
+    for k in range(C // 2 + 1):
+        out = project(tensors, CONFIG, projections(tensors, CONFIG, TOPK_PLANES, k))
+        assert np.array_equal(qwen3.forward(out, TOKENS, CONFIG), want)
+    for k in range(1, C):
+        out = project(tensors, CONFIG, projections(tensors, CONFIG, TOPK, k))
+        assert np.max(np.abs(qwen3.forward(out, TOKENS, CONFIG) - want)) > 0.01 * np.max(np.abs(want))
+
+
+def test_k_may_differ_from_head_to_head() -> None:
+    tensors, k = model(), np.array([[0, 3], [1, 2]])
+    p = projections(tensors, CONFIG, TOPK_PLANES, k)
+    assert np.array_equal(np.round((C - np.trace(p, axis1=-2, axis2=-1)) / 4), k)
+
+
+@pytest.mark.parametrize("matrix", [gram_sum, cross_sum])
+def test_governing_matrices_turn_with_the_weights(matrix: Any) -> None:
+    tensors = model()
+    p = haar(np.random.default_rng(5), 2, 2, C)
+    s = governing(tensors, CONFIG, matrix)
+    turned = governing(project(tensors, CONFIG, p), CONFIG, matrix)
+    assert np.max(np.abs(turned - p.swapaxes(-1, -2) @ s @ p)) <= (40 + 4 * C) * C * EPS * np.max(np.abs(s)) * 8
+    assert np.max(np.abs(turned - s)) > 0.1
+
+
+@given(heads())
+def test_the_ascent_never_falls_and_stays_among_flips(case: tuple[Array, Array, Array]) -> None:
+    q, k, p = case
+    a, b = grams(q, k)
+    c = len(a)
+    start = flip(p, np.arange(c + 1))
+    end = strongest_flip(a, b, start)
+    assert np.all(eq2_from_grams(a, b, end) >= eq2_from_grams(a, b, start))
+    assert np.max(np.abs(end - end.swapaxes(-1, -2))) <= 8 * c * EPS
+    assert np.max(np.abs(end @ end - np.eye(c))) <= 8 * c**2.5 * EPS
+
+
+@given(heads())
+def test_for_every_p_some_flip_is_as_good(case: tuple[Array, Array, Array]) -> None:
+    """The step of MB-T2A's proof: in the planes that P rotates, put +I or −I, whichever is better.
+
+    What the Schur form shows of a plane only below 1e-8 is taken for signs, which changes P by that much.
+    """
+    q, k, p = case
+    a, b = grams(q, k)
+    t, z = schur(p, output="real")
+    c, i, planes, signs = len(a), 0, list[list[int]](), np.sign(np.diag(t))
+    while i < c:
+        width = 2 if i + 1 < c and abs(t[i + 1, i]) > 1e-8 else 1
+        planes += [list(range(i, i + width))] if width == 2 else []
+        i += width
+    best = -np.inf
+    for choice in np.ndindex(*[2] * len(planes)):
+        for side, plane in zip(choice, planes, strict=True):
+            signs[plane] = 2 * side - 1
+        best = max(best, float(eq2_from_grams(a, b, (z * signs) @ z.T)))
+    assert best >= eq2_from_grams(a, b, p) - 64 * c**2.5 * 1e-8 * np.trace(a) * np.trace(b)
+
+
+# --- The commutant ----------------------------------------------------------------------------------------------
+
+
+@st.composite
+def gains(draw: st.DrawFn) -> tuple[Array, Array, list[bool]]:
+    """Gains of both norms, and which planes they leave free: equal or opposite pairs are drawn on purpose."""
+    half = draw(st.integers(1, 4))
+    values = st.sampled_from([0.5, 0.75, 1.0, 1.25, -1.5])
+    q, k, free = np.empty(2 * half), np.empty(2 * half), []
+    for i in range(half):
+        kind = draw(st.sampled_from(["equal", "opposite", "only q", "only k", "mixed", "generic"]))
+        a, b = draw(values), draw(values)
+        sign = {"opposite": (-1, -1), "mixed": (-1, 1)}.get(kind, (1, 1))
+        q[[i, i + half]] = a, sign[0] * a * (1.7 if kind in ("only k", "generic") else 1)
+        k[[i, i + half]] = b, sign[1] * b * (1.3 if kind in ("only q", "generic") else 1)
+        free.append(kind in ("equal", "opposite"))
+    return q, k, free
+
+
+def member(rng: np.random.Generator, free: list[bool]) -> Array:
+    half = len(free)
+    angle, sign, i = rng.uniform(0, 2 * np.pi, half), rng.choice([-1.0, 1.0], half), np.arange(half)
+    cos, sin = np.where(free, np.cos(angle), sign), np.where(free, np.sin(angle), 0.0)
+    p = np.zeros((2 * half, 2 * half))
+    p[i, i] = p[i + half, i + half] = cos
+    p[i + half, i], p[i, i + half] = sin, -sin
+    return p
+
+
+def spread(q: Array, k: Array) -> float:
+    """Round-off of the relative defect of a member: two products of length c, and the gains' condition number."""
+    ratio = np.max(np.abs(q)) * np.max(np.abs(k)) / (np.min(np.abs(q)) * np.min(np.abs(k)))
+    return float(4 * len(q) * (len(q) + 2) * EPS * ratio)
+
+
+@given(gains(), SEEDS)
+def test_the_commutant_is_what_the_theorem_says(case: tuple[Array, Array, list[bool]], seed: int) -> None:
+    q, k, free = case
+    rng = np.random.default_rng(seed)
+    assert commutant_defect(member(rng, free), q, k, 50.0) <= spread(q, k)
+    for i in range(len(free)):
+        one = [j == i for j in range(len(free))]
+        rotated = member(rng, one)
+        angle = np.arctan2(rotated[i + len(free), i], rotated[i, i])
+        if not free[i] and abs(np.sin(angle)) > 0.1:
+            assert commutant_defect(rotated, q, k, 50.0) > 1e-3
+    mirror = np.eye(2 * len(free))
+    mirror[0, 0] = -1
+    assert commutant_defect(mirror, q, k, 50.0) > 1e-3
+
+
+@given(gains(), SEEDS)
+def test_the_projection_is_in_the_commutant_and_nearest(case: tuple[Array, Array, list[bool]], seed: int) -> None:
+    q, k, free = case
+    rng = np.random.default_rng(seed)
+    p = haar(rng, len(q))
+    near = nearest_in_commutant(p, q, k)
+    assert commutant_defect(near, q, k, 50.0) <= spread(q, k)
+    for _ in range(8):
+        assert np.linalg.norm(p - near) <= np.linalg.norm(p - member(rng, free)) + 1e-13
+    again = nearest_in_commutant(near, q, k)
+    assert np.max(np.abs(again - near)) <= 4 * EPS
+
+
+def test_a_generic_projection_moved_into_the_commutant_is_lawful() -> None:
+    tensors = model()
+    want = qwen3.forward(tensors, TOKENS, CONFIG)
+    p = projections(tensors, CONFIG, TOPK, C // 2)
+    near = p.copy()
+    for layer, g in np.ndindex(p.shape[:2]):
+        q_gain, k_gain = (tensors[f"model.layers.{layer}.self_attn.{s}_norm.weight"] for s in "qk")
+        assert commutant_defect(p[layer, g], q_gain, k_gain, CONFIG.rope_theta) > 0.1
+        near[layer, g] = nearest_in_commutant(p[layer, g], q_gain, k_gain)
+    assert np.array_equal(qwen3.forward(project(tensors, CONFIG, near), TOKENS, CONFIG), want)
+
+
+def test_a_plane_of_equal_gains_may_be_rotated_but_not_mirrored() -> None:
+    tensors = model()
+    for layer in range(2):
+        for s in "qk":
+            gain = tensors[f"model.layers.{layer}.self_attn.{s}_norm.weight"]
+            gain[1 + C // 2] = gain[1]
+    want = qwen3.forward(tensors, TOKENS, CONFIG)
+
+    def change(block: list[list[float]]) -> float:
+        p = np.eye(C)
+        p[np.ix_([1, 1 + C // 2], [1, 1 + C // 2])] = block
+        out = project(tensors, CONFIG, np.broadcast_to(p, (2, 2, C, C)).copy())
+        return float(np.max(np.abs(qwen3.forward(out, TOKENS, CONFIG) - want)))
+
+    rotated, mirrored = change([[0.6, -0.8], [0.8, 0.6]]), change([[0.6, 0.8], [0.8, -0.6]])
+    # Round-off of a lawful turn against the effect of an unlawful one: 12 orders lie between them, not 16.
+    assert rotated <= mirrored * 2.0**-40, f"rotation changed logits by {rotated}, reflection by {mirrored}"
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [-1, C + 1, 1.5, [[1, 2], [3, C + 1]]])
+def test_k_out_of_range_is_named(k: Any) -> None:
+    with pytest.raises(ValueError, match=f"an integer from 0 to {C}"):
+        projections(model(), CONFIG, TOPK, k)
+    with pytest.raises(ValueError, match=f"an integer from 0 to {C}"):
+        flip(np.eye(C), k)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values())
+def test_the_greatest_k_is_allowed_and_flips_everything(family: Any) -> None:
+    p = projections(model(), CONFIG, family, family.most(C))
+    assert np.max(np.abs(p + np.eye(C))) <= 4 * C**2.5 * EPS
+
+
+def test_wrong_blocks_and_non_orthogonal_blocks_are_refused() -> None:
+    eye = np.broadcast_to(np.eye(C), (2, 2, C, C)).copy()
+    for shape in [(2, 3, C, C), (2, 2, C - 1, C - 1), (C, C)]:
+        with pytest.raises(ValueError, match=r"one block per layer and key head, \(2, 2, 6, 6\)"):
+            project(model(), CONFIG, np.ones(shape))
+    for spoil in (1 + 1e-9, np.nan, np.inf):
+        p = eye.copy()
+        p[1, 0, 2, 2] = spoil
+        with pytest.raises(ValueError, match="not orthogonal"):
+            project(model(), CONFIG, p)
+
+
+def test_tensors_that_do_not_fit_are_named() -> None:
+    tensors = model()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    with pytest.raises(ValueError, match=rf"{name}: \(10, 12\); expected shape \(12, 10\)"):
+        list(layer_heads(tensors | {name: tensors[name].T}, CONFIG))
+    del tensors[name]
+    with pytest.raises(ValueError, match=f"{name}: no such tensor"):
+        governing(tensors, CONFIG)
+
+
+def test_bases_refuse_what_is_not_a_symmetric_matrix() -> None:
+    with pytest.raises(ValueError, match="differs from its transpose"):
+        eigenbasis(np.triu(np.ones((3, 3))))
+    with pytest.raises(ValueError, match="square"):
+        eigenbasis(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="odd"):
+        plane_basis(np.eye(3))
+
+
+def test_the_commutant_refuses_zero_gains_and_other_shapes() -> None:
+    one = np.ones(4)
+    with pytest.raises(ValueError, match="gain of q_norm or k_norm is zero"):
+        nearest_in_commutant(np.eye(4), one, one * [1, 0, 1, 1])
+    with pytest.raises(ValueError, match="c even"):
+        nearest_in_commutant(np.eye(4), np.ones(3), one)
+    with pytest.raises(ValueError, match="not orthogonal"):
+        commutant_defect(2 * np.eye(4), one, one, 100.0)
