@@ -6,7 +6,6 @@ Moving data (reshaping, slicing, copying, zero-filling, gathering) counts nothin
 """
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ class Counted(np.ndarray[Any, Any]):
         target = {} if out is None else {"out": tuple(np.asarray(o) for o in out)}
         result = getattr(ufunc, method)(*plain, **target, **kwargs)
         counter = _counter((*inputs, *(out or ())))
-        if ufunc is np.matmul:
+        if ufunc in (np.matmul, np.vecdot):
             counter.operations += 2 * np.size(result) * plain[0].shape[-1]
         elif method == "__call__":
             counter.operations += np.size(result)
@@ -46,10 +45,6 @@ class Counted(np.ndarray[Any, Any]):
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         counter = _counter(args)
-        if func is np.einsum:
-            subscripts, *operands = args
-            counter.operations += len(operands) * _einsum_size(subscripts, operands)
-            return wrap(np.einsum(subscripts, *map(np.asarray, operands), **kwargs), counter)
         result = super().__array_function__(func, types, args, kwargs)
         if func in _SELECTIONS:
             counter.operations += np.size(result)
@@ -77,8 +72,3 @@ def _counter(values: Any) -> Counter:
         if isinstance(x, Counted) and x.counter is not None:
             return x.counter
     return Counter()
-
-
-def _einsum_size(subscripts: str, operands: list[Any]) -> int:
-    """Points of the index space that "...i,...i->..." runs over: the broadcast shape of its operands."""
-    return prod(np.broadcast_shapes(*(np.shape(o) for o in operands)))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lockref.autodiff.forward import jvp
-from lockref.autodiff.oracle import ROUNDINGS, STEPS, Arrays, Method, Oracle
+from lockref.autodiff.oracle import ROUNDINGS, SHAKES, STEPS, Arrays, Method, Oracle, root_mean_square, rounded
 from lockref.autodiff.primitive import Primitive
 from lockref.autodiff.reverse import vjp
 from lockref.autodiff.tree import flatten, leaf_error
@@ -73,6 +73,7 @@ def gradcheck(
     # ⟨Jᵀu, v⟩ can be had in several ways, which must agree: fused or not, other arguments frozen or not
     ways = {f"gradient of {named[s]} alone": (s, case.pull(case.call, s, cotangents)) for s in selections}
     *_, pulled = ways.popitem()[1]
+    shaken = case.shaken_pulls(cotangents)
     twin = case.function(f.twin) if isinstance(f, Primitive) and f.twin else None
     if twin is not None:
         unfused = _copies(twin(*case.leaves))
@@ -85,9 +86,11 @@ def gradcheck(
         tolerance = case.oracle.tolerance(case.values, tangents, evidence, rng)
         if twin is not None and selection == everything:
             case.close("unfused twin", "value", case.values, unfused, tolerance)
+        moves = [[_inner(s[k], v) - _inner(pulled[k], v)] for s in shaken for k, v in enumerate(tangents)]
+        shaking = ROUNDINGS * root_mean_square(moves)[0]
         for k, (u, v, seen) in enumerate(zip(cotangents, tangents, evidence, strict=True)):
             where = f"for {named[selection]}, draw {k}"
-            weighted = [_inner([np.abs(g) for g in u], tolerance)]
+            weighted = [_inner([np.abs(g) for g in u], tolerance) + shaking]
             reverse = [_inner(pulled[k], v)]
             for way, (covered, found) in ways.items():
                 if set(selection) <= set(covered):
@@ -150,6 +153,16 @@ class _Case:
             self.same("a second pull", found[-1], pullback(given))
             self.same("the cotangent after a pull", u, given)
         self.same("value and arguments after a pull", values + before, [*outs, *self.leaves])
+        return found
+
+    def shaken_pulls(self, cotangents: list[Arrays]) -> list[list[Arrays]]:
+        """Jᵀu with everything that the reverse rules read moved by ±eps, several times."""
+        found = []
+        for seed in self.rng.integers(2**32, size=SHAKES):
+            _, pullback = vjp(self.call, *self.leaves)
+            for _, reads, _ in pullback.tape.records:
+                reads[:] = [rounded(x, self.eps, int(seed)) for x in reads]
+            found.append([_copies(pullback(u)) for u in cotangents])
         return found
 
     def push(self, v: Arrays) -> Arrays:

@@ -1,5 +1,6 @@
 """The tape: what reverse mode writes down on the way forward, and the sweep that reads it backward."""
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -78,10 +79,16 @@ class Tape:
 
         With `release`, each kept buffer is let go at its last use and the tape ends empty.
         """
-        records, shapes, inputs = self.records, self.shapes, len(self.inputs)
-        cotangents: list[Any] = [None] * len(shapes)
+        cotangents: list[Any] = [None] * len(self.shapes)
         for node, seed in seeds.items():
             cotangents[node] = seed
+        for _ in self.steps(cotangents, release):
+            pass
+        return cotangents
+
+    def steps(self, cotangents: list[Any], release: bool) -> Iterator[tuple[str, Any]]:
+        """The sweep, one record at a time: yields the operation just pulled and the cotangent it was given."""
+        records, shapes, inputs = self.records, self.shapes, len(self.inputs)
         while len(cotangents) > inputs:
             g = cotangents.pop()
             plan, reads, parents = records.pop() if release else records[len(cotangents) - inputs]
@@ -95,7 +102,7 @@ class Tape:
                         c = unbroadcast(c, shapes[node])
                     before = cotangents[node]
                     cotangents[node] = c if before is None else before + c
-        return cotangents
+            yield plan.name, g
 
 
 def unbroadcast(c: Any, shape: tuple[int, ...]) -> Any:

@@ -10,6 +10,7 @@ just computed with; inside a transform of `lockref.autodiff` the same code is di
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,9 +111,16 @@ def _heads(x: Any, head_dim: int) -> Any:
 
 def rotate(x: Any, config: Qwen3Config) -> Any:
     """RoPE of x (…, T, c) at positions 0 … T−1."""
-    real = np.finfo(x.dtype).dtype
-    cos, sin = ops.rope_tables(np.arange(x.shape[-2]), config.head_dim, config.rope_theta, real)
+    cos, sin = _tables(x.shape[-2], config.head_dim, config.rope_theta, np.finfo(x.dtype).dtype)
     return ops.rope(x, cos=cos, sin=sin)
+
+
+@lru_cache(maxsize=8)  # every layer and step asks for the same ones
+def _tables(length: int, head_dim: int, theta: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    tables = ops.rope_tables(np.arange(length), head_dim, theta, dtype)
+    for table in tables:
+        table.flags.writeable = False
+    return tables
 
 
 def attend(q: Any, k: Any, v: Any) -> Any:

@@ -29,8 +29,8 @@ from lockref.autodiff.ops.fused import (
 )
 from lockref.autodiff.ops.grouped_attention import attention, softmax
 from lockref.autodiff.ops.linalg import matmul
-from lockref.autodiff.ops.residual_block import ACTIVATIONS, low_rank, normed_low_rank
 from lockref.autodiff.ops.reduce import max, mean, sum
+from lockref.autodiff.ops.residual_block import ACTIVATIONS, low_rank, normed_low_rank
 from lockref.autodiff.ops.shape import (
     broadcast_to,
     concatenate,

@@ -116,7 +116,7 @@ def maximum(x, y):
 
 def _share(x, y):
     """1 where x > y, ½ where they tie, 0 elsewhere."""
-    return (np.sign(primal(x) - primal(y)) + 1) / 2
+    return (np.sign(np.real(primal(x) - primal(y))) + 1) / 2
 
 
 maximum.vjp("x")(lambda g, x, y: g * _share(x, y))

@@ -54,6 +54,28 @@ def _(g, x, rstd):
     return g * (x * rstd)
 
 
+@rms_norm.vjp("x", "gain")
+def _(g, x, gain, rstd):
+    gx, g_gain = np.empty(x.shape, np.result_type(g, x)), np.zeros(x.shape[-1], np.result_type(g, x))
+    flat = [y.reshape(-1, y.shape[-1]) for y in (gx, g, x, rstd)]
+    for rows in tiles(*flat[0].shape):
+        into, g, x, rstd = (y[rows] for y in flat)
+        normed = x * rstd
+        product = g * normed
+        g_gain += product.sum(axis=0)
+        product *= gain
+        np.multiply(g, gain, out=into)
+        into -= normed * (product.sum(axis=-1, keepdims=True) / x.shape[-1])
+        into *= rstd
+    return gx, g_gain
+
+
+def tiles(count, width=1):
+    """Slices of rows, a few at a time, so that what is computed of them stays in the cache."""
+    size = max(1, 16384 // width)
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
 def _mean_square(x):
     return _mean_product(x, x)
 
@@ -66,7 +88,7 @@ def row_dot(x, y):
     """Σ x∘y along the last axis, which stays. The cotangent in a rule may itself be traced."""
     if isinstance(x, Traced) or isinstance(y, Traced):
         return reduce.sum(x * y, axis=-1, keepdims=True)
-    return np.einsum("...i,...i->...", x, y)[..., None]
+    return np.vecdot(x.conj(), y)[..., None]  # vecdot conjugates its first operand
 
 
 def rope_tables(
@@ -127,15 +149,18 @@ def _(g, z):
 
 @swiglu.vjp("z", "u")
 def _(g, z, u):
-    s = sigmoid.impl(z)
-    gu = z * s
-    slope = s + gu * (1 - s)  # silu'(z)
-    slope *= u
-    if isinstance(g, Traced):
-        return slope * g, gu * g
-    slope *= g
-    gu *= g
-    return slope, gu
+    gz, gu = np.empty(g.shape, g.dtype), np.empty(g.shape, g.dtype)
+    flat = [np.broadcast_to(y, g.shape).reshape(-1) for y in (g, z, u)]
+    for part in tiles(g.size):
+        g, z, u = (y[part] for y in flat)
+        s = sigmoid.impl(z)
+        swish = z * s
+        np.multiply(g, swish, out=gu.reshape(-1)[part])
+        swish *= 1 - s
+        swish += s  # silu'(z)
+        swish *= u
+        np.multiply(g, swish, out=gz.reshape(-1)[part])
+    return gz, gu
 
 
 def _cross_entropy_twin(logits, *, targets):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lockref.autodiff.ops.activations import gelu_erf, gelu_tanh, relu, silu, tanh
-from lockref.autodiff.ops.fused import normalize, row_dot
+from lockref.autodiff.ops.fused import normalize, row_dot, tiles
 from lockref.autodiff.ops.linalg import matmul
 from lockref.autodiff.ops.shape import transpose
 from lockref.autodiff.primitive import primitive
@@ -85,7 +85,8 @@ def _pull_normed_x(g, gh, x, a, h, rstd):
     # h = rstd · (x aᵀ), so the norm's share is ∂rstd/∂x · Σ gh∘h / rstd = −x rstd²/d · Σ gh∘h
     along = rstd * rstd * (row_dot(gh, h) / x.shape[-1])
     out = _plus(np.matmul(gh * rstd, a), g)
-    out -= x * along
+    for rows in tiles(*_rows(out).shape):  # a few rows at a time: no second array of d columns
+        _rows(out)[rows] -= _rows(x)[rows] * _rows(along)[rows]
     return out
 
 
