@@ -76,7 +76,18 @@ def test_costs_of_the_plain_schedules() -> None:
     assert schedules.cost(schedules.every(9, 3)) == Cost(15, 3, 3)
     assert schedules.cost(schedules.per_block(9)) == Cost(17, 9, 1)
     assert schedules.square_root(9) == schedules.every(9, 3)
-    assert schedules.binomial(1, 1) == [Save(0), Load(0), Record(0), Pull(0), Drop(0)]
+    assert schedules.binomial(1, 1) == [Save(0), Record(0), Pull(0), Drop(0)]
+
+
+def test_a_schedule_can_be_drawn() -> None:
+    assert schedules.draw([Save(0), Run(0, 2), Save(2), Record(2), Pull(2), Drop(2)]).splitlines() == [
+        "● · · ·  Save(i=0)",
+        "─ ─ · ·  Run(i=0, j=2)",
+        "● · ● ·  Save(i=2)",
+        "● · ▶ ·  Record(i=2)",
+        "● · ◀ ·  Pull(i=2)",
+        "● · · ·  Drop(i=2)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,30 @@ def cost(actions: list[Action]) -> Cost:
     return Cost(steps, most_slots, most_records)
 
 
+def draw(actions: list[Action]) -> str:
+    """A picture: a line for each action, a column for each state; ● saved, ─ run, ▶ recorded, ◀ pulled."""
+    width = 1 + max(a.j if isinstance(a, Run) else a.i + isinstance(a, Record) for a in actions)
+    saved: set[int] = set()
+    lines = []
+    for action in actions:
+        cells = ["●" if i in saved else "·" for i in range(width)]
+        match action:
+            case Save(i):
+                saved.add(i)
+                cells[i] = "●"
+            case Drop(i):
+                saved.discard(i)
+                cells[i] = "·"
+            case Run(i, j):
+                cells[i:j] = ["─"] * (j - i)
+            case Record(i):
+                cells[i] = "▶"
+            case Pull(i):
+                cells[i] = "◀"
+        lines.append(f"{' '.join(cells)}  {action}")
+    return "\n".join(lines)
+
+
 def keep_all(n: int) -> list[Action]:
     """No checkpoints: every step recorded once."""
     return [*(Record(i) for i in range(n)), *(Pull(i) for i in reversed(range(n)))]
@@ -137,18 +161,18 @@ def binomial_steps(n: int, slots: int) -> int:
 
 
 def _reverse(start: int, stop: int, slots: int) -> Iterator[Action]:
-    """Reverse steps start … stop−1 from x_start, which lies in one of `slots` slots."""
-    yield Load(start)
+    """Reverse steps start … stop−1, with x_start at hand and in one of `slots` slots."""
     if stop - start == 1:
         yield from (Record(start), Pull(start))
     elif slots == 1:  # nowhere to save: run from the start for each step
-        for i in reversed(range(start, stop)):
-            yield from (Load(start), Run(start, i), Record(i), Pull(i))
+        for i in range(stop - 1, start, -1):
+            yield from (Run(start, i), Record(i), Pull(i), Load(start))
+        yield from (Record(start), Pull(start))
     else:
         middle = start + _split(stop - start, slots)
         yield from (Run(start, middle), Save(middle))
         yield from _reverse(middle, stop, slots - 1)
-        yield Drop(middle)
+        yield from (Drop(middle), Load(start))
         yield from _reverse(start, middle, slots)
 
 

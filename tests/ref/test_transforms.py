@@ -1,0 +1,432 @@
+"""Reverse and forward mode as functions of functions: nesting, structure, aliases, precision, and their errors."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from lockref.autodiff import Traced, grad, hvp, jacfwd, jacrev, jvp, ops, primal, primitive, value_and_grad, vjp
+from lockref.autodiff.gradcheck import gradcheck
+from lockref.autodiff.tree import flatten
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+def network(params: dict[str, Any], x: Any) -> Any:
+    """A small model that uses a bit of everything: two kinds of blocks, tied weights, a loss."""
+    cos, sin = ops.rope_tables(np.arange(3, 3 + x.shape[-2]), x.shape[-1], 100.0, x.dtype)
+    for block in params["blocks"]:
+        h = ops.rms_norm(x, block["gain"], eps=1e-6)
+        h = ops.rope(h, cos=cos, sin=sin)[None]
+        x = x + ops.attention(h, h, h, scale=0.5)[0]
+        x = ops.normed_low_rank(x, *block["pair"], activation="silu", eps=1e-6)
+    logits = x @ params["table"].T
+    return ops.cross_entropy(logits, targets=np.arange(x.shape[-2]) % params["table"].shape[0])
+
+
+def network_arguments(rng: np.random.Generator, dtype: Any = np.float64) -> tuple[dict[str, Any], Array]:
+    def normal(*shape: int) -> Array:
+        return rng.normal(size=shape).astype(dtype)
+
+    blocks = [{"gain": normal(4), "pair": (normal(2, 4), normal(4, 2))} for _ in range(2)]
+    return {"blocks": blocks, "table": normal(5, 4)}, normal(3, 4)
+
+
+# --- derivatives of derivatives -------------------------------------------------------------------------------------
+
+
+def test_a_model_and_its_gradient_have_the_right_derivatives(rng: np.random.Generator) -> None:
+    params, x = network_arguments(rng)
+    assert gradcheck(network, params, x, rng=rng, draws=2).oracle == "complex step"
+    gradcheck(grad(network, (0, 1)), params, x, rng=rng, argnums=1)
+
+
+def test_hessian_vector_products_agree_however_they_are_nested(rng: np.random.Generator) -> None:
+    x, v = rng.normal(size=5), rng.normal(size=5)
+
+    def f(x: Any) -> Any:
+        return ops.sum(ops.tanh(x[::-1] * x) * ops.exp(-x * x))
+
+    forward_over_reverse = jvp(grad(f), [x], [v])[1]
+    reverse_over_reverse = vjp(grad(f), x)[1](v)[0]
+    reverse_over_forward = grad(lambda x: jvp(f, [x], [v])[1])(x)
+    forward_over_forward = [jvp(lambda x, e=e: jvp(f, [x], [v])[1], [x], [e])[1] for e in np.eye(5)]
+    dense = jacrev(grad(f))(x) @ v
+    scale = np.abs(jacfwd(grad(f))(x)) @ np.abs(v)  # Σ|H_ij v_j|, which rounding errors are relative to
+    for other in (reverse_over_reverse, reverse_over_forward, forward_over_forward, dense, hvp(f)(x, v)):
+        assert np.all(np.abs(forward_over_reverse - other) <= 64 * 2**-52 * scale)
+
+
+def test_derivatives_of_every_order() -> None:
+    """d/dx of x⁵, again and again: 5x⁴, 20x³, 60x², 120x, 120, 0; each by either mode."""
+
+    def forward(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda x: jvp(f, [x], [np.ones(())])[1]
+
+    want = [5 * 3.0**4, 20 * 3.0**3, 60 * 3.0**2, 120 * 3.0, 120.0, 0.0]
+    for modes in ([grad] * 6, [forward] * 6, [grad, forward] * 3, [forward, grad] * 3):
+        f: Callable[[Any], Any] = lambda x: x * x * x * x * x  # noqa: E731
+        for mode, value in zip(modes, want, strict=True):
+            f = mode(f)
+            assert f(np.array(3.0)) == value
+
+
+def test_nested_transforms_do_not_confuse_their_perturbations() -> None:
+    """d/dx [x · d/dy (x + y)] = 1 and d/dx [x · d/dy (x y)] = 2x (Siskind & Pearlmutter, HOSC 21, 2008)."""
+
+    def forward(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda x: jvp(f, [x], [np.ones(())])[1]
+
+    one, three = np.array(1.0), np.array(3.0)
+    for outer in (grad, forward):
+        for inner in (grad, forward):
+            assert outer(lambda x, inner=inner: x * inner(lambda y: x + y)(one))(three) == 1
+            assert outer(lambda x, inner=inner: x * inner(lambda y: x * y)(one))(three) == 6
+            assert outer(lambda x, inner=inner: x * inner(lambda y: x * y)(x * x))(three) == 6
+            # the inner derivative at a point that does not move, of a function that does
+            assert outer(lambda x, inner=inner: inner(lambda y: y * y * x)(three))(one) == 6
+
+
+def test_a_value_of_an_outer_transform_is_a_constant_inside() -> None:
+    x = np.array([1.0, 2.0])
+    inner = grad(lambda y: ops.sum(y * y))
+    assert grad(lambda x: ops.sum(inner(np.array([5.0, 7.0])) * x))(x).tolist() == [10, 14]
+
+
+def test_a_hidden_pullback_sees_the_gradient_of_a_gradient_penalty(rng: np.random.Generator) -> None:
+    x, w = rng.normal(size=(3, 2)), rng.normal(size=(2, 2))
+
+    def penalty(w: Any, x: Any) -> Any:
+        g = grad(lambda x: ops.sum(ops.silu(x @ w)))(x)
+        return ops.sum(g * g)
+
+    gradcheck(penalty, w, x, rng=rng)
+
+
+# --- graphs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_used_many_times_collects_every_cotangent() -> None:
+    x = np.array([2.0, -3.0])
+    assert grad(lambda x: ops.sum(x * x + x + x - x / x))(x).tolist() == [6, -4]
+    assert grad(lambda x: ops.sum(ops.matmul(x[None], x[:, None])))(x).tolist() == [4, -6]
+
+    def doubling(x: Any) -> Any:
+        for _ in range(40):
+            x = x + x
+        return ops.sum(x)
+
+    assert grad(doubling)(x).tolist() == [2.0**40] * 2
+
+
+def test_outputs_may_be_inputs_constants_and_each_other() -> None:
+    x, y = np.array([1.0, 2.0]), np.array([5.0])
+
+    def f(x: Any, y: Any) -> Any:
+        z = x * 3.0
+        return {"z": z, "again": z, "x": x, "constant": np.ones(2), "nothing": None}
+
+    value, pullback = vjp(f, x, y)
+    assert list(value) == ["z", "again", "x", "constant", "nothing"]
+    assert value["nothing"] is None
+    u = {"z": np.array([1.0, 0]), "again": np.array([10.0, 0]), "x": np.array([0, 7.0]), "constant": np.ones(2)}
+    gx, gy = pullback({**u, "nothing": None})
+    assert (gx.tolist(), gy.tolist()) == ([33, 7], [0])
+    _, pushed = jvp(f, [x, y], [np.array([1.0, 2.0]), y])
+    assert {k: t.tolist() for k, t in pushed.items() if t is not None} == {
+        "z": [3, 6], "again": [3, 6], "x": [1, 2], "constant": [0, 0]
+    }  # fmt: skip
+
+
+def test_one_array_as_two_arguments_is_two_variables() -> None:
+    x = np.array([2.0, 3.0])
+    gx, gy = grad(lambda x, y: ops.sum(x * x * y), (0, 1))(x, x)
+    assert (gx.tolist(), gy.tolist()) == ([8, 18], [4, 9])
+    gx, gy = grad(lambda pair: ops.sum(pair[0] * pair[0] * pair[1]))([x, x])
+    assert (gx.tolist(), gy.tolist()) == ([8, 18], [4, 9])
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "as it is": lambda x: x,
+    "Fortran order": np.asfortranarray,
+    "every second column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "reversed": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+    "transposed": lambda x: x.T.copy().T,
+    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
+    "not aligned": lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_layout_does_not_matter(layout: str, rng: np.random.Generator) -> None:
+    x = LAYOUTS[layout](rng.normal(size=(4, 4)))
+
+    def f(x: Any) -> Any:
+        return ops.sum(ops.rms_norm(x @ x.T + x[::2].reshape(4, 2) @ x[:2], x[0], eps=0.1), axis=0)
+
+    def gradient(x: Any) -> Any:
+        return vjp(f, x)[1](np.arange(1.0, 5.0))[0]
+
+    assert np.allclose(gradient(x), gradient(np.ascontiguousarray(x)), rtol=1e-12, atol=1e-14)
+    assert np.allclose(jvp(f, [x], [x])[1], jvp(f, [x.copy()], [x.copy()])[1], rtol=1e-12, atol=1e-14)
+
+
+def test_overlapping_views_of_one_variable(rng: np.random.Generator) -> None:
+    x = rng.integers(-4, 5, (3, 4)).astype(float)
+
+    def f(x: Any) -> Any:
+        flat = x.reshape(-1)
+        return ops.sum(flat[2:] * flat[:-2]) + ops.sum(x.T[1:3] * x[:, 1:3].T) + ops.sum(flat[[0, 0, 5]] * flat[5])
+
+    want = np.zeros(12)
+    flat = x.ravel()
+    want[2:] += flat[:-2]
+    want[:-2] += flat[2:]
+    want.reshape(3, 4)[:, 1:3] += 2 * x[:, 1:3]
+    want[0] += 2 * flat[5]
+    want[5] += 2 * flat[0] + 2 * flat[5]
+    assert np.array_equal(grad(f)(x).ravel(), want)
+
+
+def test_empty_arrays_and_scalars() -> None:
+    assert grad(lambda x: ops.sum(x * x))(np.zeros((0, 3))).shape == (0, 3)
+    assert grad(lambda x: ops.sum(ops.tanh(x)))(np.zeros((2, 0, 3))).shape == (2, 0, 3)
+    for x in (3.0, np.float64(3.0), np.array(3.0)):
+        value, g = value_and_grad(lambda x: x * x)(x)
+        assert (float(value), float(g)) == (9, 6)
+        assert np.shape(g) == ()
+
+
+def test_pulls_are_independent_of_each_other(rng: np.random.Generator) -> None:
+    """A second pull gives the same bits, does not touch the result of the first, and pulls are linear."""
+    params, x = network_arguments(rng)
+    _, pullback = vjp(network, params, x)
+    first = flatten(pullback(np.array(1.0)))[0]
+    copies = [g.copy() for g in first]
+    double = flatten(pullback(np.array(-2.0)))[0]
+    again = flatten(pullback(np.array(1.0), release=True))[0]
+    for g, copy, twice, same in zip(first, copies, double, again, strict=True):
+        assert np.array_equal(g, copy) and np.array_equal(same, copy) and np.array_equal(twice, -2 * copy)
+
+
+def test_nothing_that_is_passed_in_changes(rng: np.random.Generator) -> None:
+    params, x = network_arguments(rng)
+    leaves = [*flatten(params)[0], x]
+    before = [a.copy() for a in leaves]
+    for a in leaves:
+        a.flags.writeable = False
+    gradient = grad(network, (0, 1))(params, x)
+    jvp(network, (params, x), gradient)
+    hvp(network)(params, x, gradient[0])
+    assert all(np.array_equal(a, b) for a, b in zip(before, leaves, strict=True))
+
+
+# --- structure -----------------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def test_gradients_have_the_structure_of_their_argument() -> None:
+    tree = {"b": [np.ones(2), (np.ones(()), None)], "a": Pair(np.ones((1, 3)), {})}
+
+    def f(tree: Any) -> Any:
+        return ops.sum(tree["b"][0] * 2.0) + tree["b"][1][0] * ops.sum(tree["a"].left)
+
+    g = grad(f)(tree)
+    assert list(g) == ["b", "a"]
+    assert g["b"][0].tolist() == [2, 2]
+    assert g["b"][1] == (3, None)
+    assert isinstance(g["a"], Pair)
+    assert g["a"].left.tolist() == [[1, 1, 1]]
+    assert g["a"].right == {}
+    assert jvp(f, [tree], [g])[1] == 4 + 4 + 9 + 3
+
+
+def test_argnums_choose_and_order_the_gradients() -> None:
+    x, y, tokens = np.array(2.0), np.array(3.0), np.array([0, 1])
+
+    def f(x: Any, tokens: Any, y: Any) -> Any:
+        return x * x * y * len(tokens)
+
+    assert grad(f)(x, tokens, y) == 24
+    assert grad(f, 2)(x, tokens, y) == 8
+    assert grad(f, -1)(x, tokens, y) == 8
+    assert grad(f, (2, 0))(x, tokens, y) == (8, 24)
+    assert grad(f, (0,))(x, tokens, y) == (24,)
+    assert vjp(f, x, tokens, y, argnums=(0, 2))[1](np.array(1.0)) == (24, 8)
+
+
+def test_frozen_arguments_reach_the_function_as_they_are() -> None:
+    x, y = np.ones(2), np.ones(2)
+
+    def f(x: Any, y: Any) -> Any:
+        assert isinstance(x, Traced) and y is frozen
+        return x * y
+
+    frozen = y
+    vjp(f, x, y, argnums=0)
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+def test_single_precision_stays_single(rng: np.random.Generator) -> None:
+    params, x = network_arguments(rng, np.float32)
+    value, pullback = vjp(network, params, x)
+    pulled = pullback(np.float32(1))
+    pushed = jvp(network, (params, x), pulled)
+    second = hvp(network)(params, x, pulled[0])
+    for a in [value, *flatten(pulled)[0], *pushed, *flatten(second)[0]]:
+        assert a.dtype == np.float32
+
+
+def test_each_cotangent_has_the_precision_of_its_argument(rng: np.random.Generator) -> None:
+    x, y = rng.normal(size=3).astype(np.float32), rng.normal(size=3)
+    gx, gy = grad(lambda x, y: ops.sum(x * y), (0, 1))(x, y)
+    assert (gx.dtype, gy.dtype) == (np.float32, np.float64)
+
+
+# --- NumPy's own functions and operators ---------------------------------------------------------------------------
+
+X, Y = np.array([[0.5, 2.0, 1.5], [0.7, 0.2, 3.0]]), np.array([1.2, 0.4, 2.5])
+EXPRESSIONS: dict[Any, Callable[[Any, Any], Any]] = {
+    np.add: lambda x, y: np.add(x, y) + (1 + x),
+    np.subtract: lambda x, y: np.subtract(x, y) + (1 - x),
+    np.multiply: lambda x, y: np.multiply(x, y) + 2 * x,
+    np.divide: lambda x, y: np.divide(x, y) + 2 / x,
+    np.negative: lambda x, y: np.negative(x) * -y,
+    np.power: lambda x, y: np.power(x, 3) + x**-1.5 + x**y + 2.0**x + Y**x + x**Y,
+    np.sqrt: lambda x, y: np.sqrt(x) * y,
+    np.maximum: lambda x, y: np.maximum(x, y) + np.maximum(1.0, y),
+    np.exp: lambda x, y: np.exp(x) * y,
+    np.log: lambda x, y: np.log(x) * y,
+    np.tanh: lambda x, y: np.tanh(x) * y,
+    np.cosh: lambda x, y: np.cosh(x) * y,
+    np.square: lambda x, y: np.square(x) * y,
+    np.matmul: lambda x, y: np.matmul(x, x.T) + X @ x.T + x @ X.T,
+    np.sum: lambda x, y: np.sum(x) * np.sum(x, axis=0) * x.sum(axis=1, keepdims=True),
+    np.mean: lambda x, y: np.mean(x) * np.mean(x, axis=0) * x.mean(axis=1, keepdims=True),
+    np.max: lambda x, y: np.max(x) * np.max(x, axis=0) * x.max(axis=1, keepdims=True),
+    np.reshape: lambda x, y: np.reshape(x, (3, 2)) * x.reshape(3, -1) * x.reshape((3, 2)),
+    np.broadcast_to: lambda x, y: np.broadcast_to(y, (2, 3)) * x,
+    np.where: lambda x, y: np.where(X > 1, x, y) + np.where(X > 2, 1.0, y),
+    np.concatenate: lambda x, y: np.concatenate([x, y[None], X], axis=0) + np.concatenate((x, X[:, :1]), axis=1).sum(),
+    np.transpose: lambda x, y: np.transpose(x) @ x.transpose(1, 0).T + np.transpose(x, (1, 0)).sum(),
+    np.swapaxes: lambda x, y: np.swapaxes(x, 0, -1) * x.T,
+    np.shape: lambda x, y: x * np.shape(x)[1] * x.shape[0] * len(x) * x.size,
+    np.ndim: lambda x, y: x * np.ndim(x) * y.ndim,
+    "[]": lambda x, y: x[0] * x[1, ::-1] * x[..., None, 1:2][0] * x[X > 1][0] * sum(row[0] for row in x),
+}
+
+
+def test_every_numpy_function_with_a_rule_is_tested() -> None:
+    assert set(Traced.ufuncs) | set(Traced.functions) == set(EXPRESSIONS) - {"[]"}
+
+
+@pytest.mark.parametrize("function", EXPRESSIONS, ids=lambda f: getattr(f, "__name__", f))
+def test_numpy_functions_and_operators(function: Any, rng: np.random.Generator) -> None:
+    f = EXPRESSIONS[function]
+    assert np.allclose(vjp(f, X, Y)[0], f(X, Y), rtol=64 * 2**-52)  # x ** y is exp(y log x), |y log x| < 4
+    gradcheck(f, X, Y, rng=rng)
+    gradcheck(grad(lambda x, y: np.sum(f(x, y)), (0, 1)), X, Y, rng=rng, draws=2)
+
+
+# --- errors: one line that says what, where, and what to do --------------------------------------------------------
+
+VECTOR = np.array([1.0, 2.0, 3.0])
+
+
+def assign(x: Any) -> Any:
+    x[0] = 1.0
+    return x
+
+
+def assign_into_plain(x: Any) -> Any:
+    out = np.zeros(3)
+    out[:] = x
+    return out
+
+
+ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "assignment": (lambda: grad(assign)(VECTOR), TypeError, r"in-place assignment.*\(3,\).*where\(\)"),
+    "assignment into an array": (lambda: grad(assign_into_plain)(VECTOR), TypeError, "plain ndarray.*operations"),
+    "float()": (lambda: grad(lambda x: float(x[0]))(VECTOR), TypeError, r"float\(\).*return the array"),
+    "int()": (lambda: grad(lambda x: int(x[0]))(VECTOR), TypeError, "drop its derivative"),
+    "asarray": (lambda: grad(lambda x: np.asarray(x))(VECTOR), TypeError, r"\(3,\).*outside the transform"),
+    "index": (lambda: grad(lambda x: VECTOR[x[0]])(VECTOR), TypeError, "plain ndarray"),
+    "function without a rule": (lambda: grad(np.sin)(VECTOR), TypeError, "numpy.sin has no.*@primitive"),
+    "ufunc method": (lambda: grad(np.add.reduce)(VECTOR), TypeError, "numpy.add.reduce has no"),
+    "library function": (lambda: grad(np.linalg.norm)(VECTOR), TypeError, "numpy.norm has no.*@primitive"),
+    "integer argument": (lambda: grad(ops.sum)(np.arange(3)), TypeError, r"\[0\].*integers.*argnums"),
+    "boolean argument": (lambda: grad(ops.sum)(np.array([True])), TypeError, "integers.*float64"),
+    "half precision": (lambda: grad(ops.sum)(np.ones(2, np.float16)), TypeError, "float16 is not supported.*float32"),
+    "complex argument": (lambda: grad(ops.sum)(np.ones(2) * 1j), TypeError, "complex128 is not supported"),
+    "a word": (lambda: grad(ops.sum)("word"), TypeError, "not supported"),
+    "a deep leaf": (lambda: grad(lambda p: p)({"a": [VECTOR, 1]}), TypeError, r"\[0\]\['a'\]\[1\]: integers"),
+    "tangent of an integer": (lambda: jvp(ops.sum, [np.arange(3)], [VECTOR]), TypeError, r"primals\[0\]: integers"),
+    "gradient of a vector": (lambda: grad(ops.exp)(VECTOR), ValueError, r"shape \(3,\), not a scalar.*vjp"),
+    "missing cotangent": (lambda: vjp(lambda x: (x, x), VECTOR)[1]([VECTOR]), ValueError, "has 1 arrays.*output 2"),
+    "cotangent's shape": (lambda: vjp(ops.exp, VECTOR)[1](VECTOR[:2]), ValueError, r"shape \(2,\).*\(3,\)"),
+    "missing tangent": (lambda: jvp(ops.add, [VECTOR, VECTOR], [VECTOR]), ValueError, "one tangent for each"),
+    "tangent's shape": (lambda: jvp(ops.exp, [VECTOR], [VECTOR[:2]]), ValueError, r"tangents\[0\].*\(2,\).*\(3,\)"),
+    "tangent's structure": (
+        lambda: jvp(lambda p: p["a"], [{"a": VECTOR}], [{"b": VECTOR}]), ValueError, r"\['b'\].*\['a'\]"
+    ),
+    "vector product": (lambda: ops.matmul(VECTOR, VECTOR), ValueError, r"\(3,\) and \(3,\).*reshape"),
+    "heads that do not group": (
+        lambda: ops.attention(np.ones((3, 2, 2)), np.ones((2, 2, 2)), np.ones((2, 2, 2)), scale=1.0),
+        ValueError,
+        r"q \(3, 2, 2\).*G dividing H",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_say_what_to_do(name: str) -> None:
+    action, kind, message = ERRORS[name]
+    with pytest.raises(kind, match=message) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_released_pullback_says_so() -> None:
+    _, pullback = vjp(ops.exp, VECTOR)
+    pullback(VECTOR, release=True)
+    with pytest.raises(RuntimeError, match=r"released.*release=True"):
+        pullback(VECTOR)
+
+
+def test_a_rule_can_only_keep_what_it_can_name() -> None:
+    op = primitive(lambda x, *, power: x**power)
+    with pytest.raises(TypeError, match="'norm', which it cannot keep; choose from out, power, x, x_shape"):
+        op.vjp("x")(lambda g, norm: g)
+    with pytest.raises(TypeError, match="'norm', which it cannot keep"):
+        op.jvp("x")(lambda dx, norm: dx)
+    with pytest.raises(TypeError, match="no argument 'y'; choose from x"):
+        op.vjp("y")(lambda g: g)
+    with pytest.raises(TypeError, match="no argument 'y'; choose from x"):
+        op.jvp("y")(lambda dy: dy)
+    with pytest.raises(TypeError, match=r"no reverse rule for 'x'.*vjp"):
+        vjp(lambda x: op(x, power=2), VECTOR)
+    with pytest.raises(TypeError, match=r"no forward rule for 'x'.*jvp"):
+        jvp(lambda x: op(x, power=2), [VECTOR], [VECTOR])
+    with pytest.raises(TypeError, match="needs an unfused twin"):
+        primitive(lambda x: (x, x), residuals=("r",))
+    with pytest.raises(TypeError, match="'r', which it cannot keep"):  # a residual is not there in forward mode
+        primitive(lambda x: (x, x), residuals=("r",), twin=lambda x: x).jvp("x")(lambda dx, r: dx)
+
+
+def test_control_flow_may_look_at_values() -> None:
+    def f(x: Any) -> Any:
+        return x * 2.0 if primal(x) > 0 else -x
+
+    assert [grad(f)(np.array(s)) for s in (3.0, -3.0)] == [2, -1]
