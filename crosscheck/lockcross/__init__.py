@@ -1,0 +1,1 @@
+"""The doubting half: the same models in the official torch classes, on any device."""
