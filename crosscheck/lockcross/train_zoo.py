@@ -156,7 +156,8 @@ def train_zoo(recipe: Recipe, out: Path, work: Path, seed: int, on_step: OnStep)
     """
     train, held_out = skills.stdlib_bytes(), skills.stdlib_bytes(held_out=True)
     identity = {"recipe": asdict(recipe), "seed": seed, "versions": versions()} | {
-        "train_text": describe(train), "held_out_text": describe(held_out)
+        "train_text": describe(train),
+        "held_out_text": describe(held_out),
     }
     run = work / sha256(json.dumps(identity).encode())[:16]
     out.mkdir(parents=True, exist_ok=True)
@@ -206,9 +207,7 @@ def main(
     for stage in FULL.stages:
         starts[stage.name] = total
         total += stage.steps
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, speed_estimate_period=60, console=Console(stderr=True))
     task = progress.add_task("starting", total=total)
 

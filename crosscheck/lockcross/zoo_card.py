@@ -167,10 +167,7 @@ def render(card: dict[str, Any]) -> str:
         for name, model in models.items()
     ]
     # the tensors of one layer stand for those of all: layers differ in nothing but their number
-    shapes = {
-        re.sub(r"\.\d+\.", ".*.", name): "×".join(map(str, shape))
-        for name, shape in card["shapes"].items()
-    }
+    shapes = {re.sub(r"\.\d+\.", ".*.", name): "×".join(map(str, shape)) for name, shape in card["shapes"].items()}
     heads = ["model", "from", "rows", "steps", "bytes seen", "peak rate", "last loss", "seconds"]
     return MARKDOWN.format(
         count=len(models),

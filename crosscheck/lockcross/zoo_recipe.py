@@ -105,6 +105,4 @@ def learning_rate(recipe: Recipe, stage: Stage, step: int) -> float:
     if step < recipe.warmup:
         return stage.peak_lr * (step + 1) / recipe.warmup
     fall = (step - recipe.warmup) / max(1, stage.steps - recipe.warmup)
-    return stage.peak_lr * (
-        recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * fall)) / 2
-    )
+    return stage.peak_lr * (recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * fall)) / 2)
