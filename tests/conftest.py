@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from threadpoolctl import threadpool_limits
 
 from lockproofs.claim import (
     BadInput,
@@ -33,6 +35,16 @@ from lockproofs.subject import Subject
 from lockref.models import qwen3
 from lockref.models.checkpoint_io import Checkpoint, FileRecord
 from lockref.models.qwen3 import Qwen3Config, expected_tensors
+
+# NumPy's and torch's thread pools slow each other down when they share a process: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what is loaded later, and for processes that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
+
 
 Registry = dict[str, Claim]
 

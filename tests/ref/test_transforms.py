@@ -99,6 +99,23 @@ def test_a_value_of_an_outer_transform_is_a_constant_inside() -> None:
     assert grad(lambda x: ops.sum(inner(np.array([5.0, 7.0])) * x))(x).tolist() == [10, 14]
 
 
+def test_mixed_second_derivatives_reach_through_fused_operations(rng: np.random.Generator) -> None:
+    """∂²L/∂table∂(all): only the cotangents of the fused operations depend on the table."""
+    params, x = network_arguments(rng)
+    tangent = {
+        "blocks": [{"gain": 0 * b["gain"], "pair": (0 * b["pair"][0], 0 * b["pair"][1])} for b in params["blocks"]]
+    }
+    tangent["table"] = rng.normal(size=params["table"].shape)
+
+    def of_table(table: Any) -> Any:
+        return grad(network, (0, 1))({**params, "table": table}, x)
+
+    through_cotangents = flatten(jvp(of_table, [params["table"]], [tangent["table"]])[1])[0]
+    everything = flatten(jvp(lambda p: grad(network, (0, 1))(p, x), [params], [tangent])[1])[0]
+    for a, b in zip(through_cotangents, everything, strict=True):
+        assert np.allclose(a, b, rtol=1e-12, atol=1e-13)  # sums of some 100 products of numbers around 1
+
+
 def test_a_hidden_pullback_sees_the_gradient_of_a_gradient_penalty(rng: np.random.Generator) -> None:
     x, w = rng.normal(size=(3, 2)), rng.normal(size=(2, 2))
 
@@ -251,6 +268,27 @@ def test_gradients_have_the_structure_of_their_argument() -> None:
     assert jvp(f, [tree], [g])[1] == 4 + 4 + 9 + 3
 
 
+def test_cotangents_and_tangents_find_their_array_by_name() -> None:
+    _, pullback = vjp(lambda x: {"a": x * 2.0, "b": x * 3.0}, VECTOR)
+    zero, one = np.zeros(3), np.ones(3)
+    assert pullback({"b": one, "a": zero})[0].tolist() == pullback({"a": zero, "b": one})[0].tolist() == [3, 3, 3]
+    primals = [{"a": VECTOR, "b": VECTOR}]
+    assert jvp(lambda p: p["a"] * p["b"] * p["b"], primals, [{"b": zero, "a": one}])[1].tolist() == [1, 4, 9]
+
+
+def test_jacobians_of_every_rank_in_either_mode() -> None:
+    def f(x: Any) -> Any:
+        return x * x * ops.sum(x)
+
+    for x in (np.array(2.0), VECTOR, np.arange(4.0).reshape(2, 2)):
+        reverse, forward = jacrev(f)(x), jacfwd(f)(x)
+        assert reverse.shape == forward.shape == 2 * x.shape
+        assert np.array_equal(reverse, forward)
+        for outer in (jacrev, jacfwd):
+            for inner in (jacrev, jacfwd):
+                assert np.array_equal(outer(inner(f))(x), jacrev(jacrev(f))(x))
+
+
 def test_argnums_choose_and_order_the_gradients() -> None:
     x, y, tokens = np.array(2.0), np.array(3.0), np.array([0, 1])
 
@@ -263,6 +301,8 @@ def test_argnums_choose_and_order_the_gradients() -> None:
     assert grad(f, (2, 0))(x, tokens, y) == (8, 24)
     assert grad(f, (0,))(x, tokens, y) == (24,)
     assert vjp(f, x, tokens, y, argnums=(0, 2))[1](np.array(1.0)) == (24, 8)
+    assert jacrev(f, -1)(x, tokens, y) == jacfwd(f, -1)(x, tokens, y) == 8
+    assert hvp(f, -3)(x, tokens, y, np.array(1.0)) == 12
 
 
 def test_frozen_arguments_reach_the_function_as_they_are() -> None:
@@ -287,12 +327,18 @@ def test_single_precision_stays_single(rng: np.random.Generator) -> None:
     second = hvp(network)(params, x, pulled[0])
     for a in [value, *flatten(pulled)[0], *pushed, *flatten(second)[0]]:
         assert a.dtype == np.float32
+    x = np.float32([1, 2])
+    assert jvp(lambda x: 2.0**x, [x], [np.array([1.0, 2.0])])[1].dtype == np.float32  # as its primal
+    assert jvp(lambda x: x.value, [x], [x])[1].dtype == np.float32  # zeros
 
 
 def test_each_cotangent_has_the_precision_of_its_argument(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=3).astype(np.float32), rng.normal(size=3)
     gx, gy = grad(lambda x, y: ops.sum(x * y), (0, 1))(x, y)
     assert (gx.dtype, gy.dtype) == (np.float32, np.float64)
+    hessian = 2 * y * y  # of Σ (x y)², in mixed precision and through both modes
+    assert np.allclose(hvp(lambda x: ops.sum(x * y * x * y))(x, x), hessian * x, rtol=1e-6)
+    assert np.allclose(jacrev(grad(lambda x: ops.sum(x * y * x * y)))(x), np.diag(hessian), rtol=1e-6)
 
 
 # --- NumPy's own functions and operators ---------------------------------------------------------------------------
@@ -322,6 +368,13 @@ EXPRESSIONS: dict[Any, Callable[[Any, Any], Any]] = {
     np.concatenate: lambda x, y: np.concatenate([x, y[None], X], axis=0) + np.concatenate((x, X[:, :1]), axis=1).sum(),
     np.transpose: lambda x, y: np.transpose(x) @ x.transpose(1, 0).T + np.transpose(x, (1, 0)).sum(),
     np.swapaxes: lambda x, y: np.swapaxes(x, 0, -1) * x.T,
+    np.stack: lambda x, y: np.stack([x[0], y, X[1]], axis=-1).sum() * np.stack([x, X]),
+    np.equal: lambda x, y: x * (x == 99) + y * np.equal(99, y),
+    np.not_equal: lambda x, y: x * (x != 99) + y * np.not_equal(99, y),
+    np.less: lambda x, y: x * (x < 1) + y * np.less(1.0, y) + np.less(Y, x) * x,
+    np.less_equal: lambda x, y: x * (x <= 1.5) + y * np.less_equal(x, y),
+    np.greater: lambda x, y: x * (x > y) + y * np.greater(x, 1.0),
+    np.greater_equal: lambda x, y: x * (x >= 1.5) + y * np.greater_equal(x, y),
     np.shape: lambda x, y: x * np.shape(x)[1] * x.shape[0] * len(x) * x.size,
     np.ndim: lambda x, y: x * np.ndim(x) * y.ndim,
     "[]": lambda x, y: x[0] * x[1, ::-1] * x[..., None, 1:2][0] * x[X > 1][0] * sum(row[0] for row in x),
@@ -350,6 +403,12 @@ def assign(x: Any) -> Any:
     return x
 
 
+def add_in_place(x: Any) -> Any:
+    out = np.zeros(3)
+    out += x
+    return out
+
+
 def assign_into_plain(x: Any) -> Any:
     out = np.zeros(3)
     out[:] = x
@@ -359,6 +418,15 @@ def assign_into_plain(x: Any) -> Any:
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "assignment": (lambda: grad(assign)(VECTOR), TypeError, r"in-place assignment.*\(3,\).*where\(\)"),
     "assignment into an array": (lambda: grad(assign_into_plain)(VECTOR), TypeError, "plain ndarray.*operations"),
+    "in-place addition": (lambda: grad(add_in_place)(VECTOR), TypeError, r"in-place numpy.add.*a = a \+ x"),
+    "array by keyword": (lambda: grad(lambda x: ops.add(x, y=x))(VECTOR), TypeError, "y is traced.*by position"),
+    "argument named twice": (lambda: vjp(ops.add, VECTOR, VECTOR, argnums=(0, 0)), ValueError, "name each once"),
+    "argument out of range": (lambda: grad(ops.sum, 1)(VECTOR), ValueError, "argnums=1 .* 1 arguments"),
+    "gradient of a dict": (lambda: grad(lambda x: {"loss": x})(np.array(1.0)), ValueError, "a dict, not a scalar"),
+    "gradient of nothing": (lambda: grad(lambda x: None)(VECTOR), ValueError, "not a scalar"),
+    "cotangent of another name": (
+        lambda: vjp(lambda x: {"a": x}, VECTOR)[1]({"b": VECTOR}), ValueError, r"\['b'\].*\['a'\].*one for each"
+    ),
     "float()": (lambda: grad(lambda x: float(x[0]))(VECTOR), TypeError, r"float\(\).*return the array"),
     "int()": (lambda: grad(lambda x: int(x[0]))(VECTOR), TypeError, "drop its derivative"),
     "asarray": (lambda: grad(lambda x: np.asarray(x))(VECTOR), TypeError, r"\(3,\).*outside the transform"),
@@ -374,7 +442,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a deep leaf": (lambda: grad(lambda p: p)({"a": [VECTOR, 1]}), TypeError, r"\[0\]\['a'\]\[1\]: integers"),
     "tangent of an integer": (lambda: jvp(ops.sum, [np.arange(3)], [VECTOR]), TypeError, r"primals\[0\]: integers"),
     "gradient of a vector": (lambda: grad(ops.exp)(VECTOR), ValueError, r"shape \(3,\), not a scalar.*vjp"),
-    "missing cotangent": (lambda: vjp(lambda x: (x, x), VECTOR)[1]([VECTOR]), ValueError, "has 1 arrays.*output 2"),
+    "missing cotangent": (lambda: vjp(lambda x: (x, x), VECTOR)[1]([VECTOR]), ValueError, "one for each array"),
     "cotangent's shape": (lambda: vjp(ops.exp, VECTOR)[1](VECTOR[:2]), ValueError, r"shape \(2,\).*\(3,\)"),
     "missing tangent": (lambda: jvp(ops.add, [VECTOR, VECTOR], [VECTOR]), ValueError, "one tangent for each"),
     "tangent's shape": (lambda: jvp(ops.exp, [VECTOR], [VECTOR[:2]]), ValueError, r"tangents\[0\].*\(2,\).*\(3,\)"),
@@ -427,6 +495,9 @@ def test_a_rule_can_only_keep_what_it_can_name() -> None:
 
 def test_control_flow_may_look_at_values() -> None:
     def f(x: Any) -> Any:
-        return x * 2.0 if primal(x) > 0 else -x
+        if x == 1.0:
+            return x * 5.0
+        return x * 2.0 if x > 0 else -x
 
-    assert [grad(f)(np.array(s)) for s in (3.0, -3.0)] == [2, -1]
+    assert [grad(f)(np.array(s)) for s in (3.0, -3.0, 1.0)] == [2, -1, 5]
+    assert [grad(lambda x: f(primal(x)) + x)(np.array(s)) for s in (3.0, -3.0)] == [1, 1]

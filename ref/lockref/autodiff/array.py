@@ -65,6 +65,8 @@ class Traced:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method == "__call__" and ufunc in self.ufuncs and kwargs.get("out") is None:
             return self.ufuncs[ufunc](*inputs, **kwargs)
+        if kwargs.get("out") is not None:
+            raise TypeError(f"in-place numpy.{ufunc.__name__} of a traced array: write a = a + x instead of a += x")
         raise TypeError(_no_rule(f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -95,6 +97,25 @@ class Traced:
 
     def __bool__(self) -> bool:
         return bool(self.value)  # control flow on values is allowed: it has no derivative
+
+    # Comparisons have no derivative either: they give plain truth values.
+    def __eq__(self, other: object) -> Any:
+        return primal(self) == primal(other)
+
+    def __ne__(self, other: object) -> Any:
+        return primal(self) != primal(other)
+
+    def __lt__(self, other: Any) -> Any:
+        return primal(self) < primal(other)
+
+    def __le__(self, other: Any) -> Any:
+        return primal(self) <= primal(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return primal(self) > primal(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return primal(self) >= primal(other)
 
     def __hash__(self) -> int:
         return id(self)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lockref.autodiff.array import Traced, next_serial
+from lockref.autodiff.array import Traced, next_serial, primal
 from lockref.autodiff.primitive import Primitive
 from lockref.autodiff.reverse import basis, grad
 from lockref.autodiff.tree import flatten, leaf_error
@@ -49,6 +49,19 @@ class Push:
             tangent = np.broadcast_to(tangent, np.shape(out))
         return Dual(self, out, tangent)
 
+    def linear(self, f: Callable[[Any], Any], x: Any) -> Any:
+        """f(x) for a function that is linear but knows no traced arrays."""
+        value, tangent = f(x.value), f(x.tangent)
+        if isinstance(value, tuple | list):
+            return [Dual(self, v, t) for v, t in zip(value, tangent, strict=True)]
+        return Dual(self, value, tangent)
+
+
+def _numbered(args: Sequence[Any], argnum: int) -> int:
+    if not -len(args) <= argnum < len(args):
+        raise ValueError(f"argnums={argnum} of a function called with {len(args)} arguments")
+    return argnum % len(args)
+
 
 def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """Value and directional derivative: (f(x), J_f(x) v).
@@ -59,20 +72,27 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     push = Push()
     values, paths, rebuild = flatten(tuple(primals))
     directions, other, _ = flatten(tuple(tangents))
-    if paths != other:
+    if sorted(paths) != sorted(other):
         raise ValueError(f"jvp: tangents have structure {other}, primals {paths}; give one tangent for each primal")
     duals = []
-    for value, direction, path in zip(values, directions, paths, strict=True):
+    along = dict(zip(other, directions, strict=True))
+    for value, path in zip(values, paths, strict=True):
+        direction = along[path]
         if problem := leaf_error(value):
             raise TypeError(f"jvp: primals{path}: {problem}")
         if np.shape(value) != np.shape(direction):
             got, want = np.shape(direction), np.shape(value)
             raise ValueError(f"jvp: tangents{path} has shape {got}, its primal {want}; they must agree")
-        duals.append(Dual(push, _array(value), _array(direction)))
+        value, direction = _array(value), _array(direction)
+        same = isinstance(direction, Traced) or direction.dtype == value.dtype
+        duals.append(Dual(push, value, direction if same else direction.astype(value.dtype)))
     outs, _, rebuild_out = flatten(f(*rebuild(duals)))
     mine = [isinstance(o, Dual) and o.trace is push for o in outs]
     out_values = [o.value if own else o for o, own in zip(outs, mine, strict=True)]
-    out_tangents = [o.tangent if own else np.zeros(np.shape(o)) for o, own in zip(outs, mine, strict=True)]
+    out_tangents = [
+        o.tangent if own else np.zeros(np.shape(o), getattr(o, "dtype", float))
+        for o, own in zip(outs, mine, strict=True)
+    ]
     return rebuild_out(out_values), rebuild_out(out_tangents)
 
 
@@ -84,13 +104,15 @@ def jacfwd(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
     """The Jacobian ∂f/∂x column by column in forward mode: an array (*out, *in) for one array argument."""
 
     def jacobian(*args: Any) -> Any:
-        x = np.asarray(args[argnums])
+        n = _numbered(args, argnums)
+        x = _array(args[n])
 
         def along(direction: Any) -> Any:
-            return jvp(lambda y: f(*args[:argnums], y, *args[argnums + 1 :]), [x], [direction])[1]
+            return jvp(lambda y: f(*args[:n], y, *args[n + 1 :]), [x], [direction])[1]
 
         columns = [along(e) for e in basis(x.shape, x.dtype)]
-        return np.stack(columns, axis=-1).reshape(*columns[0].shape, *x.shape)
+        shape = np.shape(columns[0]) if columns else np.shape(primal(f(*args)))
+        return np.stack(columns, axis=-1).reshape((*shape, *x.shape)) if columns else np.zeros((*shape, *x.shape))
 
     return jacobian
 
@@ -104,6 +126,7 @@ def hvp(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
 
     def product(*args: Any) -> Any:
         *point, v = args
-        return jvp(lambda x: gradient(*point[:argnums], x, *point[argnums + 1 :]), [point[argnums]], [v])[1]
+        n = _numbered(point, argnums)
+        return jvp(lambda x: gradient(*point[:n], x, *point[n + 1 :]), [point[n]], [v])[1]
 
     return product

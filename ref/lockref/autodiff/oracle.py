@@ -99,6 +99,10 @@ class _Shaken:
             moved.value = x.real * real + 1j * (x.imag * imaginary) if np.iscomplexobj(x) else x * real
         return moved
 
+    def linear(self, f: Callable[[Any], Any], x: Any) -> Any:
+        out = f(x.value)
+        return [self.move(o) for o in out] if isinstance(out, tuple | list) else self.move(out)
+
     def apply(self, op: Any, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         if op.twin is not None:
             return op.twin(*args, **params)

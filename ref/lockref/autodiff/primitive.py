@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     data: tuple[str, ...]  # names of the plain data
     pulls: tuple[Pull, ...]
     rules: tuple[Rule, ...]  # of the pulls
+    fused: bool = False  # the rules are plain NumPy: a traced cotangent goes through them by linearity
 
 
 class Primitive:
@@ -70,6 +71,9 @@ class Primitive:
         for a in args:
             if isinstance(a, Traced) and (trace is None or a.trace.serial > trace.serial):
                 trace = a.trace  # the innermost transform
+        if params and any(isinstance(p, Traced) for p in params.values()):
+            names = [k for k, p in params.items() if isinstance(p, Traced)]
+            raise TypeError(f"{self.name}: {', '.join(names)} is traced: pass arrays by position, {self.args}")
         if trace is not None:
             return trace.apply(self, args, params)
         out = self.impl(*args, **params)
@@ -128,7 +132,7 @@ class Primitive:
             start = len(takes)
             takes += [scope.index(n) for n in rule.names]
             pulls.append(Pull(rule.function, start, len(takes), tuple(needed.index(a) for a in rule.args)))
-        return Plan(self.name, tuple(takes), data, tuple(pulls), tuple(rules))
+        return Plan(self.name, tuple(takes), data, tuple(pulls), tuple(rules), self.twin is not None)
 
     def datum(self, name: str, values: Any, params: dict[str, Any]) -> Any:
         """Plain data that a rule names: a parameter, or the shape of an argument."""

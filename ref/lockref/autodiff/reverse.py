@@ -13,8 +13,8 @@ from lockref.autodiff.tree import flatten, leaf_error
 class Pullback:
     """The map from a cotangent of the output to cotangents of the chosen arguments: ū ↦ Jᵀū."""
 
-    def __init__(self, tape: Tape, outs: list[Any], rebuild: Callable[[list[Any]], Any]) -> None:
-        self.tape = tape
+    def __init__(self, tape: Tape, outs: list[Any], paths: list[str], rebuild: Callable[[list[Any]], Any]) -> None:
+        self.tape, self._paths = tape, paths
         self._outs = [(o.node if isinstance(o, Variable) and o.trace is tape else None, np.shape(o)) for o in outs]
         self._rebuild = rebuild
         self._released = False
@@ -29,9 +29,11 @@ class Pullback:
             raise RuntimeError("this pullback has released its tape: call vjp again, or pull without release=True")
         seeds: dict[int, Any] = {}
         given, paths, _ = flatten(cotangent)
-        if len(given) != len(self._outs):
-            raise ValueError(f"the cotangent has {len(given)} arrays, the output {len(self._outs)}; give one for each")
-        for g, path, (node, shape) in zip(given, paths, self._outs, strict=True):
+        if sorted(paths) != sorted(self._paths):
+            raise ValueError(f"cotangents have structure {paths}, the output {self._paths}; give one for each array")
+        by_path = dict(zip(paths, given, strict=True))
+        for path, (node, shape) in zip(self._paths, self._outs, strict=True):
+            g = by_path[path]
             if np.shape(g) != shape:
                 raise ValueError(f"cotangent{path} has shape {np.shape(g)}, the output {shape}; they must agree")
             if node is not None:
@@ -51,6 +53,9 @@ def vjp(f: Callable[..., Any], *args: Any, argnums: int | tuple[int, ...] | None
     """
     chosen = tuple(range(len(args))) if argnums is None else argnums
     numbers = (chosen,) if isinstance(chosen, int) else chosen
+    known = {n % len(args) for n in numbers if isinstance(n, int) and -len(args) <= n < len(args)}
+    if len(known) != len(numbers):
+        raise ValueError(f"argnums={argnums!r} of a function called with {len(args)} arguments; name each once")
     leaves, paths, rebuild = flatten([args[n] for n in numbers])
     for leaf, path in zip(leaves, paths, strict=True):
         if problem := leaf_error(leaf):
@@ -59,7 +64,7 @@ def vjp(f: Callable[..., Any], *args: Any, argnums: int | tuple[int, ...] | None
     traced = list(args)
     for n, tree in zip(numbers, rebuild(tape.inputs), strict=True):
         traced[n] = tree
-    outs, _, rebuild_out = flatten(f(*traced))
+    outs, out_paths, rebuild_out = flatten(f(*traced))
     mine = [isinstance(o, Variable) and o.trace is tape for o in outs]
     value = rebuild_out([o.value if own else o for o, own in zip(outs, mine, strict=True)])
 
@@ -67,7 +72,7 @@ def vjp(f: Callable[..., Any], *args: Any, argnums: int | tuple[int, ...] | None
         trees = rebuild(found)
         return trees[0] if isinstance(chosen, int) else tuple(trees)
 
-    return value, Pullback(tape, outs, restore)
+    return value, Pullback(tape, outs, out_paths, restore)
 
 
 def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Any, Any]]:
@@ -75,11 +80,16 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) ->
 
     def both(*args: Any) -> tuple[Any, Any]:
         value, pullback = vjp(f, *args, argnums=argnums)
-        if np.shape(value) != ():
-            raise ValueError(f"grad: the function returned shape {np.shape(value)}, not a scalar; use vjp or jacrev")
+        if value is None or isinstance(value, dict | list | tuple) or np.shape(value) != ():
+            raise ValueError(f"grad: the function returned {_kind(value)}, not a scalar; use vjp or jacrev")
         return value, pullback(np.ones((), np.asarray(primal(value)).dtype), release=True)
 
     return both
+
+
+def _kind(value: Any) -> str:
+    plain = value is None or isinstance(value, dict | list | tuple)
+    return f"a {type(value).__name__}" if plain else f"shape {np.shape(value)}"
 
 
 def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
@@ -92,7 +102,7 @@ def _as_cotangent(g: Any, variable: Variable) -> Any:
     """A cotangent in the dtype of its primal; zeros where no path led to it."""
     if g is None:
         return np.zeros(variable.shape, variable.dtype)
-    return g if g.dtype == variable.dtype else g.astype(variable.dtype)
+    return g if isinstance(g, Traced) or g.dtype == variable.dtype else g.astype(variable.dtype)
 
 
 def jacrev(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
@@ -103,7 +113,7 @@ def jacrev(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
         shape = np.shape(out)
         rows = [flatten(pullback(u)) for u in basis(shape, np.asarray(primal(out)).dtype)]
         columns = zip(*(leaves for leaves, _, _ in rows), strict=True)
-        return rows[0][2]([np.stack(c).reshape(*shape, *c[0].shape) for c in columns])
+        return rows[0][2]([np.stack(c).reshape((*shape, *c[0].shape)) for c in columns])
 
     return jacobian
 

@@ -95,7 +95,10 @@ class Tape:
             if g is None:
                 continue
             for function, start, stop, targets in plan.pulls:
-                found = function(g, *reads[start:stop])
+                if plan.fused and isinstance(g, Traced):
+                    found = through(g, function, reads[start:stop])
+                else:
+                    found = function(g, *reads[start:stop])
                 for target, c in zip(targets, found, strict=True) if len(targets) > 1 else ((targets[0], found),):
                     node = parents[target]
                     if c.shape != shapes[node]:
@@ -103,6 +106,12 @@ class Tape:
                     before = cotangents[node]
                     cotangents[node] = c if before is None else before + c
             yield plan.name, g
+
+
+def through(g: Any, rule: Any, reads: list[Any]) -> Any:
+    """A reverse rule applied to a traced cotangent: it is linear in g, so value and tangent go through alike."""
+    linear = getattr(g.trace, "linear", None) if isinstance(g, Traced) else None
+    return linear(lambda h: through(h, rule, reads), g) if linear else rule(g, *reads)
 
 
 def unbroadcast(c: Any, shape: tuple[int, ...]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lockref.autodiff.array import Traced
+from lockref.autodiff.array import Traced, primal
 from lockref.autodiff.ops.activations import erf, exp, gelu_erf, gelu_tanh, log, relu, sigmoid, silu, tanh
 from lockref.autodiff.ops.elementwise import (
     add,
@@ -56,7 +56,8 @@ ALL: dict[str, Primitive] = {v.name: v for v in tuple(globals().values()) if isi
 
 def _power(x: Any, y: Any) -> Any:
     if isinstance(y, Traced):
-        return exp(multiply(y, log(x)))
+        base = x if isinstance(x, Traced) else np.asarray(x, y.dtype)  # a constant does not change the precision
+        return exp(multiply(y, log(base)))
     return power(x, exponent=y)
 
 
@@ -70,6 +71,19 @@ def _swapaxes(x: Any, first: int, second: int) -> Any:
     return transpose(x, axes=tuple(axes))
 
 
+def _stack(arrays: Any, axis: int = 0) -> Any:
+    shape = list(np.shape(arrays[0]))
+    shape.insert(axis % (len(shape) + 1), 1)
+    return concatenate([reshape(x, shape=tuple(shape)) for x in arrays], axis)
+
+
+_COMPARISONS: tuple[Any, ...] = (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
+
+
+def _compare(ufunc: Any) -> Any:
+    return lambda x, y: ufunc(primal(x), primal(y))
+
+
 # Door one: NumPy's own functions, called on a traced array.
 Traced.ufuncs.update({
     np.add: add, np.subtract: subtract, np.multiply: multiply, np.divide: divide, np.negative: negative,
@@ -77,6 +91,7 @@ Traced.ufuncs.update({
     np.matmul: matmul, np.square: lambda x: multiply(x, x),
     np.cosh: lambda x: divide(add(exp(x), exp(negative(x))), 2.0),
 })  # fmt: skip
+Traced.ufuncs.update((f, _compare(f)) for f in _COMPARISONS)
 Traced.functions.update({
     np.sum: lambda x, axis=None, keepdims=False: sum(x, axis=axis, keepdims=keepdims),
     np.mean: lambda x, axis=None, keepdims=False: mean(x, axis=axis, keepdims=keepdims),
@@ -85,7 +100,7 @@ Traced.functions.update({
     np.broadcast_to: lambda x, shape: broadcast_to(x, shape=shape),
     np.where: lambda condition, x, y: where(x, y, condition=condition),
     np.concatenate: concatenate, np.transpose: _transpose, np.swapaxes: _swapaxes,
-    np.shape: lambda x: x.shape, np.ndim: lambda x: x.ndim,
+    np.stack: _stack, np.shape: lambda x: x.shape, np.ndim: lambda x: x.ndim,
 })  # fmt: skip
 
 
