@@ -155,7 +155,8 @@ def synthetic(subject, other):
     result = {
         "command": "c",
         "cpu": "p",
-        "threads": 2, "allocator": "keep",
+        "threads": 2,
+        "allocator": "keep",
         "rounds": 3,
         "seed": 0,
         "quick": False,

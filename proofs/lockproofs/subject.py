@@ -22,9 +22,7 @@ class Subject:
 def zoo_subject() -> Subject:
     """The trained models that ship with lockref: a base and experts fine-tuned from it."""
     loaded = {name: load_checkpoint(zoo_path(name)) for name in ZOO}
-    return Subject(
-        {"subject": loaded["base"], **{f"expert:{n}": c for n, c in loaded.items() if n != "base"}}, True
-    )
+    return Subject({"subject": loaded["base"], **{f"expert:{n}": c for n, c in loaded.items() if n != "base"}}, True)
 
 
 def directory_subject(path: Path, base: Path | None = None) -> Subject:
