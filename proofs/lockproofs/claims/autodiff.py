@@ -217,7 +217,8 @@ def check_reverse_cost(ctx: Context) -> Evidence:
         "of an array of n pays n additions of n numbers on the way back",
         explanation=f"For each operation the sweep counts at most 4 times the forward operations ({worst} is dearest, "
         f"{ratios[worst]:.2f}), and {back / forward:.2f} times for a whole layer of the subject. The bound fails for a "
-        "program that reads an array entry by entry: every read sends back a dense cotangent of the whole array.",
+        "program that reads an array entry by entry: every read sends back a dense cotangent of the whole array. "
+        f"Reverse over forward, operation by operation: {', '.join(f'{n} {r:.2g}' for n, r in ratios.items())}.",
         checks=[
             Check(
                 name="every operation", statistic=f"reverse / forward operations, largest: {worst}", unit="ratio",
