@@ -79,6 +79,16 @@ def test_revolve_fails_on_another_split(context, monkeypatch, split) -> None:
     assert found.verdict is Verdict.UNDECIDED
 
 
+def test_only_moved_data_comes_back_for_nothing() -> None:
+    rng = np.random.default_rng(0)
+    free = set()
+    for name in op_examples.names():
+        args, params = op_examples.example(name, rng)
+        _, back = autodiff.reverse_ratio(lambda *x, op=ops.ALL[name], p=params: op(*x, **p), args, rng)
+        free |= {name} if back == 0 else set()
+    assert free == {"getitem", "join", "reshape", "scatter", "sum", "transpose"}, f"uncounted arithmetic: {free}"
+
+
 def test_operations_are_counted_as_stated() -> None:
     x, y = np.ones((3, 4)), np.ones((4, 5))
     counts = {

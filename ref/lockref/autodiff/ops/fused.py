@@ -150,7 +150,7 @@ def _(g, z):
 @swiglu.vjp("z", "u")
 def _(g, z, u):
     gz, gu = np.empty(g.shape, g.dtype), np.empty(g.shape, g.dtype)
-    flat = [np.broadcast_to(y, g.shape).reshape(-1) for y in (g, z, u)]
+    flat = [np.broadcast_to(y, g.shape, subok=True).reshape(-1) for y in (g, z, u)]
     for part in tiles(g.size):
         g, z, u = (y[part] for y in flat)
         s = sigmoid.impl(z)
