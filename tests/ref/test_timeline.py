@@ -1,6 +1,9 @@
 """Memory over time: the timeline against hand-counted small cases, and its peak against traced allocations."""
 
+import gc
 import tracemalloc
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +32,27 @@ def test_a_chain_by_hand() -> None:
 def test_what_the_arguments_own_costs_nothing() -> None:
     x = np.ones((4, 8))
     assert max(m.kept for m in timeline(lambda x, w: (x @ w) @ w.T, x, np.ones((8, 2)), argnums=0)) == 0
+
+
+def test_a_released_sweep_lets_everything_go_at_once() -> None:
+    """Without waiting for the garbage collector: no cycle holds an input, an intermediate or the tape."""
+    gc.disable()
+    try:
+        x = np.ones((3, 3))
+        seen: list[weakref.ref[Any]] = []
+
+        def f(tree: Any) -> Any:
+            h = ops.exp(tree["x"])
+            seen.append(weakref.ref(h.value))
+            return ops.sum(ops.tanh(h) * h)
+
+        _, pullback = vjp(f, {"x": x})
+        seen += [weakref.ref(x), weakref.ref(pullback.tape)]
+        gradient = pullback(np.ones(()), release=True)
+        del x, pullback, gradient
+        assert [ref() for ref in seen] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def dlr_net(rng):

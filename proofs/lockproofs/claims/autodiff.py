@@ -10,9 +10,8 @@ from lockproofs import op_examples
 from lockproofs.claim import Check, Claim, Context, Control, Controls, Curve, Evidence, Grade, Plot, Source, Verdict
 from lockproofs.claims.autodiff_revolve import REVOLVE
 from lockref.autodiff import jvp, ops, primal, primitive, vjp
-from lockref.autodiff.count import Counter, wrap
+from lockref.autodiff.count import count_passes
 from lockref.autodiff.gradcheck import GradientError, gradcheck
-from lockref.autodiff.tape import Tape
 from lockref.models import dlrnet, qwen3
 
 TOKENS = 6  # enough for a causal mask and positions > 0
@@ -163,14 +162,9 @@ def check_forward_storage(ctx: Context) -> Evidence:
 
 
 def reverse_ratio(f: Callable[..., Any], args: tuple[Any, ...], rng: np.random.Generator) -> tuple[int, int]:
-    """Counted operations of f(*args) and of the reverse sweep through it, every argument needing a gradient."""
-    counter = Counter()
-    tape = Tape([wrap(x, counter) for x in args])
-    out = f(*tape.inputs)
-    forward = max(counter.operations, np.size(out.value))  # an operation that only moves data counts what it moves
-    counter.operations = 0
-    tape.sweep({out.node: wrap(rng.normal(size=out.shape), counter)}, release=True)
-    return forward, counter.operations
+    """Counted operations forward and back; an operation that only moves data is charged what it delivers."""
+    forward, back, size = count_passes(f, args, rng)
+    return max(forward, size), back
 
 
 def _single_reads(n: int) -> Callable[[Any], Any]:

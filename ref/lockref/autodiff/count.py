@@ -5,10 +5,12 @@ elementwise function computes or a reduction consumes, and 2mnk for a matrix pro
 Moving data (reshaping, slicing, copying, zero-filling, gathering) counts nothing; adding does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from lockref.autodiff.tape import Tape
 
 _SELECTIONS = (np.where, np.maximum, np.minimum)  # one comparison or choice for each element
 
@@ -63,6 +65,17 @@ def operations(f: Callable[..., Any], *args: Any) -> int:
     counter = Counter()
     f(*(wrap(a, counter) for a in args))
     return counter.operations
+
+
+def count_passes(f: Callable[..., Any], args: Sequence[Any], rng: np.random.Generator) -> tuple[int, int, int]:
+    """Scalar operations of f(*args), of the reverse sweep through it for all arguments, and the result's size."""
+    counter = Counter()
+    values = [wrap(x, counter) for x in args]
+    tape = Tape(values)
+    out = f(*tape.variables(values))
+    forward, counter.operations = counter.operations, 0
+    tape.sweep({out.node: wrap(rng.normal(size=out.shape), counter)}, release=True)
+    return forward, counter.operations, int(np.size(out.value))
 
 
 def _counter(values: Any) -> Counter:

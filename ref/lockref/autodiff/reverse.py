@@ -41,7 +41,8 @@ class Pullback:
                 seeds[node] = seeds[node] + g if node in seeds else g
         self._released = release
         found = self.tape.sweep(seeds, release)
-        return self._rebuild([_as_cotangent(g, v) for g, v in zip(found, self.tape.inputs, strict=True)])
+        specs = zip(found, self.tape.shapes, self.tape.dtypes, strict=False)  # inputs are the first nodes
+        return self._rebuild([_as_cotangent(g, shape, dtype) for g, shape, dtype in specs])
 
 
 def vjp(f: Callable[..., Any], *args: Any, argnums: int | tuple[int, ...] | None = None) -> tuple[Any, Pullback]:
@@ -60,9 +61,10 @@ def vjp(f: Callable[..., Any], *args: Any, argnums: int | tuple[int, ...] | None
     for leaf, path in zip(leaves, paths, strict=True):
         if problem := leaf_error(leaf):
             raise TypeError(f"vjp: argument {path}: {problem}")
-    tape = Tape([x if isinstance(x, Traced) else np.asarray(x) for x in leaves])
+    values = [x if isinstance(x, Traced) else np.asarray(x) for x in leaves]
+    tape = Tape(values)
     traced = list(args)
-    for n, tree in zip(numbers, rebuild(tape.inputs), strict=True):
+    for n, tree in zip(numbers, rebuild(tape.variables(values)), strict=True):
         traced[n] = tree
     outs, out_paths, rebuild_out = flatten(f(*traced))
     mine = [isinstance(o, Variable) and o.trace is tape for o in outs]
@@ -98,11 +100,11 @@ def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[
     return lambda *args: both(*args)[1]
 
 
-def _as_cotangent(g: Any, variable: Variable) -> Any:
+def _as_cotangent(g: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """A cotangent in the dtype of its primal; zeros where no path led to it."""
     if g is None:
-        return np.zeros(variable.shape, variable.dtype)
-    return g if isinstance(g, Traced) or g.dtype == variable.dtype else g.astype(variable.dtype)
+        return np.zeros(shape, dtype)
+    return g if isinstance(g, Traced) or g.dtype == dtype else g.astype(dtype)
 
 
 def jacrev(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:

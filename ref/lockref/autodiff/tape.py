@@ -35,7 +35,11 @@ class Tape:
         self.serial = next_serial()
         self.records: list[Record] = []
         self.shapes: list[tuple[int, ...]] = [x.shape for x in inputs]  # of every node
-        self.inputs = [Variable(self, x, i) for i, x in enumerate(inputs)]
+        self.dtypes = [x.dtype for x in inputs]
+
+    def variables(self, inputs: list[Any]) -> list[Variable]:
+        """The inputs as variables. The tape does not hold them: what no rule names dies with its last user."""
+        return [Variable(self, x, i) for i, x in enumerate(inputs)]
 
     def apply(self, op: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Compute op(*args, **params) and record what its reverse rules name."""
@@ -88,7 +92,7 @@ class Tape:
 
     def steps(self, cotangents: list[Any], release: bool) -> Iterator[tuple[str, Any]]:
         """The sweep, one record at a time: yields the operation just pulled and the cotangent it was given."""
-        records, shapes, inputs = self.records, self.shapes, len(self.inputs)
+        records, shapes, inputs = self.records, self.shapes, len(self.dtypes)
         while len(cotangents) > inputs:
             g = cotangents.pop()
             plan, reads, parents = records.pop() if release else records[len(cotangents) - inputs]

@@ -1,6 +1,7 @@
 """Nested dicts, lists and tuples of arrays: the parameters of a model as one argument."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ def flatten(tree: Any) -> tuple[list[Any], list[str], Callable[[Sequence[Any]], 
     leaves: list[Any] = []
     paths: list[str] = []
     _walk(tree, "", leaves, paths)
-    return leaves, paths, lambda new: _rebuild(tree, iter(new))
+    skeleton = _rebuild(tree, repeat(0))  # the structure alone: holding the leaves would keep them in memory
+    return leaves, paths, lambda new: _rebuild(skeleton, iter(new))
 
 
 def _walk(tree: Any, path: str, leaves: list[Any], paths: list[str]) -> None:
