@@ -147,6 +147,57 @@ def _explain(
     outlook(claim)
 
 
+@app.command("memory")
+def _memory(
+    config: Annotated[
+        str, typer.Option(metavar="NAME|DIR", help="qwen3-0.6b, qwen3-8b, qwen3-32b, or a checkpoint directory.")
+    ] = "qwen3-0.6b",
+    mlp: Annotated[str, typer.Option(metavar="dlr|swiglu", help="Locked, or as published.")] = "dlr",
+    depth: Annotated[int, typer.Option(min=1, help="Blocks of a DLR-Net, at parameter parity.")] = 48,
+    norm: Annotated[str, typer.Option(metavar="none|rms|rms_gain", help="Norm inside the blocks.")] = "none",
+    attacker: Annotated[str, typer.Option(metavar="all|NAME,…", help="Whose memory.")] = "all",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of one step, and the context length.")] = 1024,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the timeline as one HTML page.")] = None,
+    quiet: Quiet = False,
+    json: Json = None,
+) -> None:
+    """Say what each attacker's training step holds in memory, and what it computes."""
+    from lockproofs.memory import survey, write_page
+    from lockproofs.report import to_json
+    from lockproofs.terminal import memory
+
+    found = survey(config, mlp=mlp, depth=depth, norm=norm, attackers=attacker, tokens=tokens)
+    if html:
+        write_page(found, html)
+    if json:
+        sys.stdout.write(to_json(found.as_data()))
+    elif not quiet:
+        memory(found, html)
+
+
+@app.command("attack")
+def _attack(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="keyless, keyless-planes, anchor, anchor-signs, …")],
+    subject: Annotated[Path, typer.Argument(help="Released checkpoint directory.")],
+    base: Annotated[Path | None, typer.Option(help="Model of the same origin: its base, or another expert.")] = None,
+    guess: Annotated[int | None, typer.Option(min=0, help="Which guess to write, where several are left.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the recovered model goes.")] = Path("recovered"),
+    quiet: Quiet = False,
+    json: Json = None,
+) -> None:
+    """Run one attack alone and write what it recovered: a checkpoint, attack.json and key.npz."""
+    from lockproofs.attack import attack
+    from lockproofs.report import to_json
+
+    said = attack(name, subject, base, out, guess)
+    if json:
+        sys.stdout.write(to_json(said))
+    elif not quiet:
+        print(f"{name} undoes {said['undoes']}.")
+        print(f"{said['guesses']} guesses, {said['residual_bits']:.1f} bits left; wrote {out}: guess {said['guess']}")
+        print(f"(chosen by {said['chosen_by']}), {len(said['changed_tensors'])} tensors changed.")
+
+
 @app.command("doctor")
 def _doctor(json: Json = None) -> None:
     """Say what is installed: versions, BLAS, threads, extras, devices, embedded models."""

@@ -37,8 +37,8 @@ def write_reports(report: Report, folder: Path) -> None:
         (folder / f"report.{kind}").write_text(render(report, f"report.{kind}.j2"), encoding="utf-8")
 
 
-def render(report: Report, template: str) -> str:
-    """One of the templates, filled in; HTML is escaped."""
+def environment() -> Environment:
+    """Where the templates live, with the filters that they use; HTML is escaped."""
     env = Environment(
         loader=PackageLoader("lockproofs"),
         autoescape=select_autoescape(enabled_extensions=("html", "html.j2", "svg.j2")),
@@ -58,15 +58,24 @@ def render(report: Report, template: str) -> str:
         "plain": plain,
         "draw": draw,
     }
+    return env
+
+
+def render(report: Report, template: str) -> str:
+    """One of the templates of a report, filled in."""
     tally = Counter(claim.verdict for claim in report.claims)
-    return env.get_template(template).render(
-        report=report,
-        tally=[(verdict, tally[verdict]) for verdict in Verdict],
-        symbols=SYMBOLS,
-        meanings=MEANINGS,
-        grades=GRADES,
-        key_figure=key_figure,
-        denominators=denominators,
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            report=report,
+            tally=[(verdict, tally[verdict]) for verdict in Verdict],
+            symbols=SYMBOLS,
+            meanings=MEANINGS,
+            grades=GRADES,
+            key_figure=key_figure,
+            denominators=denominators,
+        )
     )
 
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from lockproofs.audit import Track, method, rerun
 from lockproofs.claim import Claim, Verdict
+from lockproofs.memory import Survey, cells, headings
 from lockproofs.render import SYMBOLS, denominators, given, key_figure, quantity, requirement, seconds, size
 from lockproofs.report import ClaimResult, Report
 
@@ -139,6 +140,22 @@ def finding(claim: Claim, result: ClaimResult) -> None:
 def outlook(claim: Claim) -> None:
     """What would change a verdict."""
     _part(_console(), "What would change the verdict", claim.would_change)
+
+
+def memory(found: Survey, page: Path | None) -> None:
+    """The table of `lockref memory`."""
+    console = _console()
+    table = _table(*headings())
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found.rows:
+        table.add_row(*cells(row))
+    console.print(Text(found.title, "bold"))
+    console.print(table)
+    note = "logical activations of the layers in bfloat16; operations: default step with all weights training = 1"
+    console.print(Text(note, "dim"))
+    if page:
+        console.print(f"timeline: {page}", markup=False)
 
 
 def health(found: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def test_it_holds_and_says_how_often_it_looked(found):
     grid = len(dlrnet.NORMS) * len(dlrnet.ACTIVATIONS) * 2 * 2
     assert by_name["second difference in depth"].cases == by_name["ledger = closed form"].cases == 48 * grid
     assert all(check.tolerance == 0 and check.sense == "==" for check in found.checks)
-    assert dlr.CLAIMS[0].recorded is Verdict.HOLDS
+    assert dlr.STORAGE_TRAIN.recorded is Verdict.HOLDS
 
 
 def test_same_seed_same_evidence(found):

@@ -8,32 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from lockproofs.claim import (
-    Check,
-    Claim,
-    Context,
-    Control,
-    Controls,
-    Curve,
-    Deviation,
-    Evidence,
-    Grade,
-    Plot,
-    Source,
-    Verdict,
-)
+from lockproofs.claim import Check, Claim, Context, Control, Controls, Curve, Evidence, Grade, Plot, Source, Verdict
+from lockproofs.claims.dlr_checkpoint import CHECKPOINT
+from lockproofs.claims.dlr_common import FORMULA, PAPER, exact
+from lockproofs.claims.dlr_cost import BACKWARD_COST
+from lockproofs.claims.dlr_frontier import FRONTIER
+from lockproofs.claims.dlr_frozen import FROZEN
+from lockproofs.claims.dlr_inversion import INVERSION
+from lockproofs.claims.dlr_size import INFER, PARITY
 from lockref.autodiff import Ledger, ops, saved
 from lockref.models import dlrnet, storage
 from lockref.models.dlrnet import DLRConfig
 
-PAPER = "DLR-Lock (arXiv 2605.10777)"
-FORMULA = Deviation(
-    paper_says="the block formula, norm, rank and depth were not readable to us",
-    we_do="x_{l+1} = x_l + B_l σ(A_l N_l(x_l)) with norm, activation and placement as named choices; "
-    "all 3 norms × 5 activations are checked",
-    why="a deep low-rank residual network at parameter parity is what the paper names",
-    effect="the constants depend on norm and activation, the exact linearity does not",
-)
 DEEPEST = 48
 TOKENS = 2  # every buffer has T rows or none: two tell the kinds apart
 DTYPES: tuple[type[np.floating[Any]], ...] = (np.float32, np.float64)
@@ -117,15 +103,6 @@ def _swiglu_bytes(tensors: Mapping[str, Any], rng: np.random.Generator) -> int:
     return saved(mlp, weights, x, argnums=(0, 1)).bytes()
 
 
-def _exact(name: str, statistic: str, value: int, bound: int, *, cases: int, unit: str = "bytes") -> Check:
-    """A check in integers: the value is the bound or the check fails."""
-    tolerance_from = "integers: no tolerance"
-    return Check(
-        name=name, statistic=statistic, unit=unit, value=value, bound=bound, sense="==",
-        tolerance_from=tolerance_from, cases=cases,
-    )  # fmt: skip
-
-
 def _growth_checks(rng: np.random.Generator) -> list[Check]:
     """Every depth up to 48, for every norm, activation, dtype, fused and eager."""
     ledgers = off_formula = off_line = 0
@@ -138,9 +115,9 @@ def _growth_checks(rng: np.random.Generator) -> list[Check]:
         off_line = max(off_line, bend(values))
         off_formula = max(off_formula, *(abs(v - w) for v, w in zip(values, wanted, strict=True)))
     return [
-        _exact("second difference in depth", "max |S(L+1) − 2S(L) + S(L−1)|", off_line, 0, cases=ledgers),
-        _exact("ledger = closed form", f"max |ledger − formula|, depths 1 … {DEEPEST}", off_formula, 0, cases=ledgers),
-        _exact(
+        exact("second difference in depth", "max |S(L+1) − 2S(L) + S(L−1)|", off_line, 0, cases=ledgers),
+        exact("ledger = closed form", f"max |ledger − formula|, depths 1 … {DEEPEST}", off_formula, 0, cases=ledgers),
+        exact(
             "a cut network's tape is a prefix", "separate runs that differ from the prefix of the deep run",
             agree.count(False), 0, cases=len(agree), unit="runs",
         ),
@@ -166,15 +143,15 @@ class _Layer:
         )
         mlp_bytes = _swiglu_bytes(model.tensors, rng)
         self.checks = [
-            _exact(
+            exact(
                 "parameter parity", "max |elements per token − (3m − ρ/d − d + slope · L)|", self._off_corollary(), 0,
                 cases=len(self.depths) * len(nets), unit="elements",
             ),
-            _exact(
+            exact(
                 "a layer of this size", f"max |ledger − formula| at depth {self.depths[-1]}, each norm", off_formula, 0,
                 cases=len(nets),
             ),
-            _exact(
+            exact(
                 "the MLP it replaces", f"what this model's first SwiGLU keeps for {TOKENS} tokens: 4m each",
                 mlp_bytes, TOKENS * 4 * self.mlp_width * 8, cases=1,
             ),
@@ -304,16 +281,15 @@ def check_storage_train(ctx: Context) -> Evidence:
     )
 
 
-CLAIMS = (
-    Claim(
-        id="DLR-STORAGE-TRAIN",
-        title="Training memory grows linearly with depth",
-        statement="Default reverse mode through a trainable DLR-Net stores bytes that grow exactly linearly with "
-        "depth.",
-        source=Source(paper=PAPER, where="the lock's central mechanism; constants derived here"),
-        kind="theorem",
-        recorded=Verdict.HOLDS,
-        would_change="A norm, activation or fused block whose kept arrays depend on its position in the network.",
-        check=check_storage_train,
-    ),
+STORAGE_TRAIN = Claim(
+    id="DLR-STORAGE-TRAIN",
+    title="Training memory grows linearly with depth",
+    statement="Default reverse mode through a trainable DLR-Net stores bytes that grow exactly linearly with depth.",
+    source=Source(paper=PAPER, where="the lock's central mechanism; constants derived here"),
+    kind="theorem",
+    recorded=Verdict.HOLDS,
+    would_change="A norm, activation or fused block whose kept arrays depend on its position in the network.",
+    check=check_storage_train,
 )
+
+CLAIMS = (PARITY, STORAGE_TRAIN, INFER, FROZEN, CHECKPOINT, INVERSION, BACKWARD_COST, FRONTIER)

@@ -118,7 +118,7 @@ def forward(params: Mapping[str, Any], x: Any, config: DLRConfig, *, fused: bool
     `fused` runs a block as one operation that keeps little; otherwise in the small operations, with the
     storage, of an eager framework. Raises ValueError where a tensor is missing, unexpected or of a wrong shape.
     """
-    _require_shapes(params, np.shape(x), config)
+    require_shapes(params, np.shape(x), config)
     block = _fused_block if fused else _eager_block
     out = x
     for i in range(config.depth):
@@ -151,7 +151,8 @@ def _require_count(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: {name} is {value!r}; it must be an integer of at least 1")
 
 
-def _require_shapes(params: Mapping[str, Any], shape: tuple[int, ...], config: DLRConfig) -> None:
+def require_shapes(params: Mapping[str, Any], shape: tuple[int, ...], config: DLRConfig) -> None:
+    """Raises ValueError unless the tensors are those of `config` and the input's shape is (…, tokens, d)."""
     if len(shape) < 2 or shape[-1] != config.width:
         raise ValueError(f"DLR-Net: the input has shape {shape}; it needs (…, tokens, {config.width})")
     expected = expected_tensors(config)

@@ -4,11 +4,13 @@ Conventions of the ledger (`lockref.autodiff.saved`): inputs and parameters are 
 other buffer counts once however many rules or views look at it. Nothing here runs a network.
 """
 
-from collections.abc import Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Self
 
+from lockref.autodiff.schedules import Action, Drop, Pull, Record, Save
 from lockref.models.dlrnet import DLRConfig
+from lockref.models.qwen3_config import Qwen3Config
 
 SWIGLU_WEIGHTS: Final = frozenset({"gate", "up", "down"})
 DLR_WEIGHTS: Final = frozenset({"a", "b", "gain"})
@@ -105,3 +107,66 @@ def _require_known(where: str, trains: Set[str], known: Set[str]) -> None:
         raise ValueError(
             f"storage.{where}: no weight called {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}"
         )
+
+
+def dlr_inverted(config: DLRConfig, segments: int = 1) -> Storage:
+    """A DLR-Net differentiated by h-only inversion: S d + r ⌈L/S⌉ for S segments, whatever norm and activation.
+
+    One segment keeps h of every block and the last state. More of them keep the state before each but the
+    first, which is owned elsewhere; the sweep then holds h and the last state of one segment at a time.
+    """
+    if not 1 <= segments <= config.depth:
+        raise ValueError(f"storage.dlr_inverted: {segments} segments of {config.depth} blocks; take 1 … {config.depth}")
+    return Storage(segments * config.width + config.rank * -(-config.depth // segments))
+
+
+def dlr_scheduled(config: DLRConfig, actions: Sequence[Action], *, group: int = 1, inverted: bool = False) -> Storage:
+    """The most that a checkpoint schedule over groups of blocks holds at once, without x_0 and the state at hand.
+
+    Step i of the schedule is blocks i·group … (i+1)·group − 1, all weights training, fused; with `inverted`
+    a recorded step keeps h of its blocks and its last state, otherwise what default reverse mode keeps.
+    """
+    folded = config.rank * config.width * group * (config.norm == "rms_gain") * (not inverted)
+    column = config.rank + (config.norm != "none" and not inverted)
+    most = 0
+    for slots, records in held(actions):
+        # one array for each state, whether slots or records refer to it; x_0 is owned elsewhere
+        states = (slots | records | ({i + 1 for i in records} if inverted else set())) - {0}
+        blocks = [min(group, config.depth - i * group) for i in records]
+        inner = 0 if inverted else sum(blocks) - len(blocks)
+        most = max(most, (len(states) + inner) * config.width + sum(blocks) * column)
+    return Storage(most, folded)
+
+
+def held(actions: Sequence[Action]) -> Iterator[tuple[set[int], set[int]]]:
+    """After each action of a schedule: the states in slots, and the steps that are recorded."""
+    slots: set[int] = set()
+    records: set[int] = set()
+    for action in actions:
+        match action:
+            case Save(i):
+                slots.add(i)
+            case Drop(i):
+                slots.remove(i)
+            case Record(i):
+                records.add(i)
+            case Pull(i):
+                records.remove(i)
+        yield slots, records
+
+
+def qwen3_attention(config: Qwen3Config, *, trains: bool = True) -> Storage:
+    """Norm, attention and addition of one layer, with the stream x that enters: H > 1 heads, more than one token.
+
+    x, its 1/rms, q and k before their norms and rotated, v, the result and ln Σ e^score of every head; where the
+    weights train also the normed stream and the heads side by side.
+    """
+    d, c = config.hidden_size, config.head_dim
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    always = d + 1 + heads * (3 * c + 2) + groups * (3 * c + 1)
+    return Storage(always + (d + heads * c) * trains)
+
+
+def qwen3_mlp_norm(config: Qwen3Config, *, keeps_output: bool) -> Storage:
+    """The stream that enters a layer's MLP norm and its 1/rms; d more where the MLP keeps what it reads."""
+    return Storage(config.hidden_size * (1 + keeps_output) + 1)
