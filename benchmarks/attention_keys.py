@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lockref.attacks.keyless import keyless
 from lockref.attacks.result import relative_error
@@ -62,18 +63,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default="qwen3-0.6b")
     parser.add_argument("--family", choices=FAMILIES, default="topk")
     parser.add_argument("--k", type=int, help="flipped blocks of each key head (default: half of them)")
+    parser.add_argument("--threads", type=int, default=1, help="of BLAS: the matrices of a head are small")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     count, sizes = SIZES[args.size]
     config, family = Qwen3Config(**LAYER, **sizes), FAMILIES[args.family]
     k = family.most(config.head_dim) // 2 if args.k is None else args.k
     try:
-        found = recover(config, count, family, k, np.random.default_rng(args.seed))
+        with threadpool_limits(args.threads, user_api="blas"):
+            found = recover(config, count, family, k, np.random.default_rng(args.seed))
     except ValueError as error:
         parser.error(str(error))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"size": args.size, "layers": count, "family": args.family, "k": k, **found,
-                      "peak_rss_bytes": peak}, indent=1))  # fmt: skip
+    setting = {"size": args.size, "layers": count, "family": args.family, "k": k, "threads": args.threads}
+    print(json.dumps({**setting, **found, "peak_rss_bytes": peak}, indent=1))
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
-from lockproofs.claim import Context
+from lockproofs.claim import Check, Context
 from lockref.attacks.keyless import heaviest_tails, keyless
 from lockref.attacks.result import Tensors
 from lockref.locks.attention import TOPK, TOPK_PLANES, Family, governing, layer_heads, project, projections
@@ -30,6 +30,25 @@ WEIGHT_BUDGET = 2**28  # attention weights × locks over one sweep over k
 def sweep(most: int, wanted: int) -> list[int]:
     """At most `wanted` (two or more) values of k from 0 to `most`, evenly spread, both ends included."""
     return sorted({round(x) for x in np.linspace(0, most, min(most + 1, max(2, wanted)))})
+
+
+def none_found(name: str, statistic: str, found: Sequence[bool], seed: int | None) -> Check:
+    """A check that no case is what `statistic` counts."""
+    return Check(
+        name=name, statistic=statistic, unit="cases", value=sum(found), bound=0, sense="==", cases=len(found), seed=seed
+    )
+
+
+def model_heads(model: Checkpoint, wanted: int) -> list[tuple[Array, Array]]:
+    """At most `wanted` key heads of a model, evenly spread over its layers: q (H/G, c, d) and k (c, d)."""
+    groups = model.config.num_key_value_heads
+    chosen = set(sweep(model.config.num_hidden_layers * groups - 1, wanted))
+    return [
+        (q[g], k[g])
+        for layer, (q, k) in enumerate(layer_heads(model.tensors, model.config))
+        for g in range(groups)
+        if layer * groups + g in chosen
+    ]
 
 
 def probe(ctx: Context, stream: int) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockproofs import attention_trials, exact
-from lockproofs.claim import Claim, Context, Evidence, Verdict, settle
+from lockproofs.claim import Claim, Context, Evidence, MissingInput, Verdict, settle
 from lockproofs.claims import attention, attention_attacks, attention_function, attention_theorem2
 from lockproofs.subject import Subject, zoo_subject
 from lockref.locks.attention import TOPK, eq2_from_grams, grams, project
@@ -19,6 +19,7 @@ from lockref.models.checkpoint_io import Checkpoint
 from lockref.models.qwen3 import Qwen3Config, expected_tensors
 
 CLAIMS = {claim.id: claim for claim in attention.CLAIMS}
+REFUTABLE = {name: claim for name, claim in CLAIMS.items() if claim.rerun}
 CASES = 6
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -43,6 +44,15 @@ def stranger() -> Subject:
     return Subject({"subject": Checkpoint(Path("m"), config, tensors, dict.fromkeys(tensors, "F64"), ())}, False)
 
 
+@pytest.fixture(scope="module")
+def tuned(stranger: Subject) -> Subject:
+    """The same model with the base that it was fine-tuned from."""
+    rng, model = np.random.default_rng(1), stranger.model
+    near = {n: w + 1e-3 * rng.standard_normal(w.shape) for n, w in model.tensors.items()}
+    base = Checkpoint(model.path, model.config, near, model.dtypes, ())
+    return Subject({"subject": model, "base": base}, False)
+
+
 def run(claim: Claim, subject: Subject, seed: int = 0) -> Evidence:
     return settle(claim.kind, claim.check(Context(subject, seed, CASES)))
 
@@ -56,13 +66,21 @@ def test_the_zoo_gives_the_recorded_verdict_again_and_again(claim: Claim, zoo: S
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
-def test_a_model_without_relatives_gives_the_same_verdict(claim: Claim, stranger: Subject) -> None:
-    assert run(claim, stranger).verdict is claim.recorded
+def test_a_random_model_gives_the_same_verdict_alone_or_with_its_base(
+    claim: Claim, stranger: Subject, tuned: Subject
+) -> None:
+    evidence = run(claim, tuned)
+    assert evidence.verdict is claim.recorded, evidence.explanation
+    if claim.id == "MB-BARRIER":
+        with pytest.raises(MissingInput, match="give --base"):
+            run(claim, stranger)
+    else:
+        assert run(claim, stranger).verdict is claim.recorded
 
 
-@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
-def test_counterexamples_come_out_again_from_their_json(claim: Claim, stranger: Subject) -> None:
-    found = run(claim, stranger).counterexample
+@pytest.mark.parametrize("claim", REFUTABLE.values(), ids=REFUTABLE)
+def test_counterexamples_come_out_again_from_their_json(claim: Claim, tuned: Subject) -> None:
+    found = run(claim, tuned).counterexample
     assert found is not None and claim.rerun is not None
     assert claim.rerun(json.loads(json.dumps(found.given))) == found.got
     assert found.got != found.want
@@ -81,13 +99,8 @@ def run_counterexample(claim: Claim) -> str:
     return claim.rerun(module._counterexample().given)
 
 
-def test_a_relative_is_used_where_there_is_one(stranger: Subject) -> None:
-    model = stranger.model
-    rng = np.random.default_rng(1)
-    near = {n: w + 1e-3 * rng.standard_normal(w.shape) for n, w in model.tensors.items()}
-    base = Checkpoint(model.path, model.config, near, model.dtypes, ())
-    subject = Subject({"subject": model, "base": base}, False)
-    checks = {check.name: check for check in run(CLAIMS["MB-KEYLESS"], subject).checks}
+def test_a_relative_is_used_where_there_is_one(tuned: Subject) -> None:
+    checks = {check.name: check for check in run(CLAIMS["MB-KEYLESS"], tuned).checks}
     assert checks["the base names k"].value == 1
     assert checks["unlocked heads are left alone"].cases == 8
 

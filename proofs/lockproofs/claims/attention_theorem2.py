@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockproofs import exact
-from lockproofs.attention_trials import sweep
+from lockproofs.attention_trials import model_heads, sweep
 from lockproofs.claim import (
     Check,
     Claim,
@@ -23,7 +23,7 @@ from lockproofs.claim import (
     Verdict,
 )
 from lockproofs.claims.attention_function import GOVERNING, PAPER
-from lockref.locks.attention import eigenbasis, eq2_from_grams, flip, grams, layer_heads, strongest_flip, surrogate
+from lockref.locks.attention import eigenbasis, eq2_from_grams, flip, grams, strongest_flip, surrogate
 
 Array = NDArray[np.float64]
 
@@ -130,13 +130,17 @@ class Pair:
 
     @property
     def tolerance(self) -> float:
-        """Round-off of f relative to the bound: two products and a trace over c², a P orthogonal up to c^2.5 eps.
+        """Round-off of f relative to the bound."""
+        return round_off(len(self.a))
 
-        |fl(tr(A D B D)) − tr(A D B D)| ≤ 16 c (c² + 2c) eps ‖A‖_F ‖B‖_F, and by Chebyshev's inequality
-        ‖A‖_F ‖B‖_F ≤ tr A tr B ≤ c Σ λ↓(A) λ↓(B).
-        """
-        c = len(self.a)
-        return float((c * c * (c * c + 2 * c) + 4 * c**2.5) * EPS)
+
+def round_off(c: int) -> float:
+    """Round-off of f relative to Σ λ↓(A) λ↓(B): two products and a trace over c², a P orthogonal up to c^2.5 eps.
+
+    |fl(tr(A D B D)) − tr(A D B D)| ≤ 16 c (c² + 2c) eps ‖A‖_F ‖B‖_F, and by Chebyshev's inequality
+    ‖A‖_F ‖B‖_F ≤ tr A tr B ≤ c Σ λ↓(A) λ↓(B).
+    """
+    return float((c * c * (c * c + 2 * c) + 4 * c**2.5) * EPS)
 
 
 def investigate(a: Array, b: Array, rng: np.random.Generator) -> Pair:
@@ -160,10 +164,7 @@ def random_pair(rng: np.random.Generator) -> Pair:
 
 def model_pairs(ctx: Context, rng: np.random.Generator) -> list[Pair]:
     """Key heads of the model, evenly spread over its layers, each with the sum over its query heads."""
-    model = ctx.subject.model
-    layers = [grams(q, k) for q, k in layer_heads(model.tensors, model.config)]
-    a, b = (np.concatenate(part) for part in zip(*layers, strict=True))
-    return [investigate(a[i], b[i], rng) for i in sweep(len(a) - 1, HEADS)]
+    return [investigate(*grams(q, k), rng) for q, k in model_heads(ctx.subject.model, HEADS)]
 
 
 def _plot(pair: Pair) -> Plot:

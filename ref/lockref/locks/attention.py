@@ -200,19 +200,25 @@ def surrogate(a: Array, b: Array, p: Array) -> Array:
     return value
 
 
-def strongest_flip(a: Array, b: Array, start: Array, steps: int = 30) -> Array:
+def strongest_flip(a: Array, b: Array, start: Array, directions: int | None = None, steps: int = 30) -> Array:
     """A P whose f is at least that of the involution `start` (…, c, c), by a monotone ascent over involutions.
 
+    With `directions` they flip at most that many, and `start` must. Raises ValueError for another number than 0 … c.
+
     f is convex in Π = (I − P)/2, a projector, so f(Π') ≥ f(Π) + ⟨∇f(Π), Π' − Π⟩, and the right side is largest
-    for the projector on the positive eigenvectors of ∇f = A Π B + B Π A. Some maximizer of f over all
+    for the projector on the (leading) positive eigenvectors of ∇f = A Π B + B Π A. Some maximizer of f over all
     orthogonal matrices is an involution (proof: MB-T2A), so nothing is lost by this restriction.
     """
-    eye = np.eye(start.shape[-1])
+    c = start.shape[-1]
+    most = c if directions is None else directions
+    if not 0 <= most <= c:
+        raise ValueError(f"directions is {directions}; it must be an integer from 0 to {c}")
+    eye, leading = np.eye(c), np.arange(c) >= c - most
     p, value = start, eq2_from_grams(a, b, start)
     for _ in range(steps):
         half = a @ (eye - p) @ b
         slope, basis = np.linalg.eigh(half + np.swapaxes(half, -1, -2))
-        positive = basis * (slope > 0)[..., None, :]
+        positive = basis * ((slope > 0) & leading)[..., None, :]
         trial = eye - 2 * positive @ np.swapaxes(positive, -1, -2)
         reached = eq2_from_grams(a, b, trial)
         better = reached > value
