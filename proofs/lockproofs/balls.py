@@ -22,7 +22,7 @@ CUBE = fmpq(44715, 10**6)  # of gelu_tanh, arXiv 1606.08415
 
 
 @contextmanager
-def _working(terms: int = 1) -> Iterator[None]:
+def working(terms: int = 1) -> Iterator[None]:
     """Precision and series length of the library inside the block; afterwards what they were before."""
     before = ctx.prec, ctx.cap
     ctx.prec, ctx.cap = BITS, terms
@@ -68,38 +68,39 @@ _FORMULAS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _gelu_tanh_distance(t: arb) -> arb:
-    """Poles are z = i x with x − CUBE x³ = π(k + ½) / √(2/π), k ≥ 0, and their conjugates.
-
-    A pole nearer than those of k = 0 has |z| ≤ R = |t| + their distance, which bounds its k.
-    """
-
-    def distance(k: int) -> arb:
-        height = arb.pi() * fmpq(2 * k + 1, 2) / _tanh_gain()
-        roots = acb_poly([-height, 1, 0, -arb(CUBE)]).roots()
-        return reduce(arb.min, (abs(x * acb(0, 1) - t) for x in roots))
-
-    nearest = distance(0)
-    reach = abs(t) + nearest
+def _gelu_tanh_poles(reach: arb) -> list[acb]:
+    """z = i x with x − CUBE x³ = π(k + ½) / √(2/π), k ≥ 0, and their conjugates; |z| bounds k."""
     last = math.ceil(upper(_tanh_gain() * (reach + CUBE * reach**3) / arb.pi()))
-    return reduce(arb.min, (distance(k) for k in range(1, last + 1)), nearest)
+    heights = (arb.pi() * fmpq(2 * k + 1, 2) / _tanh_gain() for k in range(last + 1))
+    return [x * acb(0, 1) for height in heights for x in acb_poly([-height, 1, 0, -arb(CUBE)]).roots()]
 
 
-_DISTANCES: dict[str, Callable[[arb], arb]] = {
-    "silu": lambda t: (t * t + arb.pi() ** 2).sqrt(),
-    "gelu_erf": lambda t: arb.pos_inf(),
-    "gelu_tanh": _gelu_tanh_distance,
-    "tanh": lambda t: (t * t + arb.pi() ** 2 / 4).sqrt(),
-    "sigmoid": lambda t: (t * t + arb.pi() ** 2).sqrt(),
+# Of poles on the imaginary axis the first pair is nearest to every real point, and to every range.
+_POLES: dict[str, Callable[[arb], list[acb]]] = {
+    "silu": lambda reach: [acb(0, arb.pi())],
+    "gelu_erf": lambda reach: [],
+    "gelu_tanh": _gelu_tanh_poles,
+    "tanh": lambda reach: [acb(0, arb.pi() / 2)],
+    "sigmoid": lambda reach: [acb(0, arb.pi())],
 }
 
 
-def _known(activation: str) -> None:
+def formula(activation: str) -> Callable[[Any], Any]:
+    """The activation as a function of balls and of power series. Raises ValueError for an unknown name."""
     if activation not in _FORMULAS:
         raise ValueError(f"no activation {activation!r}: choose one of {', '.join(_FORMULAS)}")
+    return _FORMULAS[activation]
 
 
-def _checked(orders: Sequence[int]) -> Sequence[int]:
+def poles(activation: str, reach: arb) -> list[acb]:
+    """Poles of least modulus, all that may be nearest to a real point or range within `reach`; up to conjugates."""
+    formula(activation)
+    with working():
+        return _POLES[activation](reach)
+
+
+def checked_orders(orders: Sequence[int]) -> Sequence[int]:
+    """The same orders; ValueError where there are none, or a negative one."""
     if not orders:
         raise ValueError("no orders: give at least one")
     if min(orders) < 0:
@@ -109,18 +110,21 @@ def _checked(orders: Sequence[int]) -> Sequence[int]:
 
 def coefficients(activation: str, t: Real, order: int) -> list[arb]:
     """Enclosures of act⁽ⁿ⁾(t) / n!, n = 0..order. Raises ValueError for an unknown name or order < 0."""
-    _known(activation)
-    _checked([order])
-    with _working(order + 1):
-        found = list(_FORMULAS[activation](arb_series([t, 1])))
+    checked_orders([order])
+    with working(order + 1):
+        found = list(formula(activation)(arb_series([t, 1])))
         return found + [arb(0)] * (order + 1 - len(found))
 
 
 def pole_distance(activation: str, t: Real) -> arb:
     """Enclosure of the radius of convergence about a real t, ∞ for gelu_erf."""
-    _known(activation)
-    with _working():
-        return _DISTANCES[activation](arb(t))
+
+    def distance(reach: arb) -> arb:
+        return reduce(arb.min, (abs(p - arb(t)) for p in poles(activation, reach)), arb.pos_inf())
+
+    with working():
+        nearest = distance(arb(0))
+        return distance(abs(arb(t)) + nearest) if nearest.is_finite() else nearest
 
 
 def errors(activation: str, t: Real, orders: Sequence[int], z: Real) -> list[arb]:
@@ -128,8 +132,8 @@ def errors(activation: str, t: Real, orders: Sequence[int], z: Real) -> list[arb
 
     Raises ValueError for an unknown activation, no orders, or a negative one.
     """
-    a = coefficients(activation, t, max(_checked(orders)))
-    with _working():
+    a = coefficients(activation, t, max(checked_orders(orders)))
+    with working():
         step, value = arb(z) - t, _FORMULAS[activation](arb(z))
         power, left = arb(1), []
         for an in a:
@@ -139,30 +143,37 @@ def errors(activation: str, t: Real, orders: Sequence[int], z: Real) -> list[arb
     return [left[n] for n in orders]
 
 
+def half_circle_bound(modulus: Callable[[arb], arb]) -> arb:
+    """At most twice the maximum over [0, 1] of a modulus on a curve, a function of half-turns.
+
+    The curve is covered by arcs that are halved until each is provably below twice a value that is provably attained.
+    """
+    attained = arb(0)
+    arcs = [(fmpq(j, 8), fmpq(j + 1, 8)) for j in range(8)]
+    while arcs:
+        middles = [(a + b) / 2 for a, b in arcs]
+        attained = reduce(arb.max, (modulus(arb(m)).lower() for m in middles), attained)
+        halves = [h for (a, b), m in zip(arcs, middles, strict=True) for h in ((a, m), (m, b))]
+        arcs = [(a, b) for a, b in halves if not modulus(arb(a).union(arb(b))) <= 2 * attained]
+    return (2 * attained).upper()
+
+
 def circle_bound(activation: str, t: Real, radius: arb) -> arb:
     """An upper bound, at most twice too large, of |act| on the disc |z − t| ≤ radius.
 
-    By the maximum principle its circle is enough, and by symmetry the upper half of it, covered by
-    arcs that are halved until each is provably below twice a value that is provably attained.
+    By the maximum principle its circle is enough, and by symmetry the upper half of it.
     Raises ValueError unless the disc provably contains no pole.
     """
     if not radius < pole_distance(activation, t):
         raise ValueError(f"{activation}: a pole lies within {float(radius):g} of {float(t):g}; take a smaller radius")
-    with _working():
+    with working():
 
         def modulus(turn: arb) -> arb:
             sine, cosine = arb.sin_cos_pi(turn)
             found: arb = abs(_FORMULAS[activation](acb(t + radius * cosine, radius * sine)))
             return found
 
-        attained = arb(0)
-        arcs = [(fmpq(j, 8), fmpq(j + 1, 8)) for j in range(8)]
-        while arcs:
-            middles = [(a + b) / 2 for a, b in arcs]
-            attained = reduce(arb.max, (modulus(arb(m)).lower() for m in middles), attained)
-            halves = [h for (a, b), m in zip(arcs, middles, strict=True) for h in ((a, m), (m, b))]
-            arcs = [(a, b) for a, b in halves if not modulus(arb(a).union(arb(b))) <= 2 * attained]
-        return (2 * attained).upper()
+        return half_circle_bound(modulus)
 
 
 def sup_bounds(activation: str, t: Real, orders: Sequence[int], reach: Real) -> list[float]:
@@ -172,9 +183,9 @@ def sup_bounds(activation: str, t: Real, orders: Sequence[int], reach: Real) -> 
     |aₙ| ≤ M r⁻ⁿ, so the error is at most Σ_{N < n ≤ K} |aₙ| qⁿ + M (q/r)^(K + 1) / (1 − q/r).
     Raises ValueError as `errors` does, and unless the reach provably lies within the radius of convergence.
     """
-    last = max(_checked(orders)) + EXTRA_TERMS
+    last = max(checked_orders(orders)) + EXTRA_TERMS
     distance = pole_distance(activation, t)
-    with _working():
+    with working():
         q = arb(reach)
         # Halfway between reach and the pole; an entire function has room everywhere.
         r = ((q + distance) / 2).lower() if distance.is_finite() else 2 * q + 1
@@ -187,7 +198,7 @@ def sup_bounds(activation: str, t: Real, orders: Sequence[int], reach: Real) -> 
         )
     a = coefficients(activation, t, last)
     largest = circle_bound(activation, t, r)
-    with _working():
+    with working():
         rest = [largest * (q / r) ** (last + 1) / (1 - q / r)]
         for n in range(last, min(orders), -1):
             rest.append(rest[-1] + abs(a[n]) * q**n)

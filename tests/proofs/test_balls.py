@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockproofs import balls
-from lockref.locks import taylor
+from lockref.locks import taylor_series as taylor
 
 ACTIVATIONS = ("silu", "gelu_erf", "gelu_tanh", "tanh", "sigmoid")
 REFERENCE = {

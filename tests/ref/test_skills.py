@@ -76,9 +76,7 @@ def test_packed_rows_are_lines_of_the_same_stream(name, held_out):
 
 
 def test_draws_depend_on_the_generator_alone():
-    first, again, other = (
-        skills.pack_lines("add", np.random.default_rng(seed), 2, 40) for seed in (5, 5, 6)
-    )
+    first, again, other = (skills.pack_lines("add", np.random.default_rng(seed), 2, 40) for seed in (5, 5, 6))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -161,8 +159,7 @@ def test_one_forward_pass_decides_as_generation_does(seed):
         return table[before, tokens % 3]
 
     problems = [
-        tuple(rng.integers(0, 3, size=n, dtype=np.uint8).tobytes() for n in rng.integers(1, 4, 2))
-        for _ in range(30)
+        tuple(rng.integers(0, 3, size=n, dtype=np.uint8).tobytes() for n in rng.integers(1, 4, 2)) for _ in range(30)
     ]
     generated = 0
     for prompt, answer in problems:

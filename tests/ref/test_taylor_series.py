@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockref.autodiff import ops
-from lockref.locks import taylor
+from lockref.locks import taylor_series as taylor
 
 EPS = float(np.finfo(np.float64).eps)
 POINTS = (0.0, 0.7, -3.1, 8.0, -6.5)
@@ -116,68 +116,33 @@ def gelu_tanh_poles(point, size):
     return z[np.abs(w.real) + np.abs(np.cos(w.imag)) < 1e-9]
 
 
-def swiglu_case(seed, tokens=11, hidden=7, width=5):
-    rng = np.random.default_rng(seed)
-    z, u = rng.standard_normal((2, 3, tokens, hidden))
-    return rng.standard_normal((width, hidden)), z, u
+BOUNDED = ("silu", "sigmoid", "tanh", "gelu_erf")
 
 
-def test_a_layer_within_the_radius_is_the_swiglu_it_replaces():
-    weight, z, u = swiglu_case(0)
-    low, high = taylor.observed_range(z)
-    layer = taylor.reparameterize(weight, "silu", low, high, 60)
-    center = low + (high - low) / 2
-    share = float(np.max((high - low) / 2 / taylor.radius("silu", center)))
-    want = ops.swiglu(z, u) @ weight.T
-    # Cauchy on a circle 2 % inside the poles, where |silu| < 400; then round-off of 61 terms of order 1
-    tolerance = (400 * (share / 0.98) ** 61 / (1 - share / 0.98) + 61**2 * EPS) * np.abs(u) @ np.abs(weight.T)
-    assert layer.arrays.shape == (61, 5, 7)
-    assert np.all(np.abs(layer(z, u) - want) <= tolerance)
-    swapped = taylor.TaylorLayer(layer.arrays[[0, 2, 1, *range(3, 61)]], layer.center)
-    assert not np.all(np.abs(swapped(z, u) - want) <= tolerance)
+def error_in_high_precision(activation, t, z, order):
+    with mp.workdps(60):
+        step = mp.mpf(z) - mp.mpf(t)
+        terms = [c * step**n for n, c in enumerate(mp.taylor(REFERENCE[activation], mp.mpf(t), order))]
+        return float(abs(REFERENCE[activation](mp.mpf(z)) - mp.fsum(terms)))
 
 
-def test_released_arrays_are_the_weight_times_the_derivatives():
-    weight, z, u = swiglu_case(1)
-    low, high = taylor.observed_range(z)
-    layer = taylor.reparameterize(weight, "gelu_erf", low, high, 6)
-    derivatives = taylor.coefficients("gelu_erf", layer.center, 6)
-    for n in range(7):
-        assert np.array_equal(layer.arrays[n], weight @ np.diag(derivatives[n]))
-    for order, total in zip((2, 6), taylor.partial_sums("gelu_erf", z, layer.center, (2, 6)), strict=True):
-        part = taylor.TaylorLayer(layer.arrays[: order + 1], layer.center)
-        bound = 2 * (order + 2 + 7) * EPS * np.sum(np.abs(layer.arrays), axis=(0, 2)).max() * np.abs(u).max()
-        bound *= max(1.0, float(np.abs(z - layer.center).max())) ** order
-        assert np.max(np.abs(part(z, u) - (total * u) @ weight.T)) <= bound
+@pytest.mark.parametrize("activation", BOUNDED)
+@pytest.mark.parametrize("order", [1, 2, 5, 12])
+def test_the_closed_bound_contains_the_error_inside_the_radius_and_outside(activation, order):
+    for t, reach in ((0.0, 0.5), (-1.3, 2.5), (2.0, 6.0)):
+        bound = float(taylor.remainder_bound(activation, t, reach, order))
+        errors = [error_in_high_precision(activation, t, t + s * reach, order) for s in (-1, -0.4, 0.7, 1)]
+        assert max(errors) <= bound
+        assert bound <= 1e4 * max(errors) + 1e-12, "a bound that says nothing"
+        # a power of reach too many, where reach < 1: below the error
+    lower = taylor.remainder_bound(activation, 0.0, 0.05, order + 2)
+    assert error_in_high_precision(activation, 0.0, 0.05, order) > lower
 
 
-def test_a_plain_layer_carries_its_bias_into_the_expansion_point():
-    weight, z, _ = swiglu_case(2)
-    bias = np.linspace(-2, 2, 7)
-    low, high = taylor.observed_range(z)
-    layer = taylor.reparameterize(weight, "gelu_erf", low, high, 50, bias=bias)
-    error = np.max(np.abs(layer(z) - ops.gelu_erf(z + bias) @ weight.T))
-    # |aₙ| ≤ 1/√n! beyond n = 2, reach below 3: the remainder is below 3^51/√51! < 1e-8
-    assert error <= 1e-8 * np.abs(weight).sum()
-    without = taylor.reparameterize(weight, "gelu_erf", low, high, 50)
-    assert np.max(np.abs(without(z) - ops.gelu_erf(z + bias) @ weight.T)) > 0.1
-
-
-@given(
-    low=st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3),
-    width=st.lists(st.floats(0, 1e3), min_size=3, max_size=3),
-)
-def test_the_default_center_is_the_midpoint_and_lies_in_the_range(low, width):
-    low, high = np.array(low), np.array(low) + np.array(width)
-    center = taylor.reparameterize(np.ones((2, 3)), "tanh", low, high, 1).center
-    assert np.all((low <= center) & (center <= high))
-    assert np.allclose(center - low, high - center, rtol=0, atol=4 * EPS * 3e3)
-
-
-def test_observed_range_is_per_unit_over_all_tokens():
-    z = np.array([[[1.0, -2.0], [3.0, 0.0]], [[-1.0, 5.0], [0.0, 0.0]]])
-    low, high = taylor.observed_range(z)
-    assert low.tolist() == [-1.0, -2.0] and high.tolist() == [3.0, 5.0]
+def test_a_pole_beyond_those_summed_still_counts():
+    near = taylor.remainder_bound("silu", 0.0, 1.0, 1)
+    # Σ 2/(π²(2k+1)²) over k ≥ 0 is 1/4
+    assert near == pytest.approx(0.25, rel=1e-12)
 
 
 ONE = np.ones(3)
@@ -190,19 +155,13 @@ ONE = np.ones(3)
         (lambda: taylor.coefficients("swish", 0.0, 2), "no activation 'swish': choose one of silu, "),
         (lambda: taylor.coefficients("silu", [0.0, np.nan], 2), r"expansion point of shape \(2,\) .*not finite"),
         (lambda: taylor.radius("relu", 0.0), "no activation 'relu'"),
-        (lambda: taylor.observed_range(np.empty((0, 3))), r"shape \(0, 3\): expected \(…, m\), at least one row"),
-        (lambda: taylor.observed_range([[np.inf]]), "pre-activations .* not finite"),
         (lambda: taylor.partial_sums("silu", ONE, 0.0, [3, 1]), r"orders \[3, 1\]: .* increasing"),
         (lambda: taylor.partial_sums("silu", ONE, 0.0, [-1, 1]), r"orders \[-1, 1\]: .* from 0 on"),
         (lambda: taylor.partial_sums("silu", ONE, 0.0, []), r"orders \[\]: give at least one"),
-        (lambda: taylor.reparameterize(ONE, "silu", ONE, ONE, 2), r"weight \(3,\).*expected \(d, m\)"),
-        (lambda: taylor.reparameterize(np.ones((2, 4)), "silu", ONE, ONE, 2), r"\(2, 4\), low \(3,\)"),
-        (lambda: taylor.reparameterize(np.ones((2, 3)), "silu", ONE, -ONE, 2), "unit 0: low is above high"),
-        (lambda: taylor.reparameterize(np.ones((2, 3)), "silu", -ONE, ONE, 2, [0, 1.5, 0]), "unit 1: center 1.5"),
-        (lambda: taylor.reparameterize(np.ones((2, 3)), "silu", -ONE, ONE, 2, 0.0), r"center has shape \(\)"),
-        (lambda: taylor.reparameterize(np.ones((2, 3)), "silu", -ONE, ONE, 2, bias=np.ones(2)), r"bias .*\(2,\)"),
-        (lambda: taylor.reparameterize(np.full((2, 3), np.nan), "silu", -ONE, ONE, 2), "weight .* not finite"),
-        (lambda: taylor.reparameterize(np.ones((2, 3)), "silu", -ONE, ONE, -2), "order is -2"),
+        (lambda: taylor.remainder_bound("gelu_tanh", 0.0, 1.0, 4), "no closed bound for gelu_tanh: choose one of silu"),
+        (lambda: taylor.remainder_bound("silu", 0.0, 1.0, 0), "order is 0; the bound needs at least 1"),
+        (lambda: taylor.remainder_bound("silu", 0.0, -1.0, 3), "reach -1 is negative"),
+        (lambda: taylor.remainder_bound("silu", 0.0, np.inf, 3), "reach of shape .* not finite"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, message):
