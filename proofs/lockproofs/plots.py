@@ -1,7 +1,7 @@
 """Where the ticks, lines and markers of a plot lie; templates/plot.svg.j2 writes them as SVG.
 
 Drawn here and not by a plotting library: the bytes are stable, the text stays text, and the page's
-own colours (light, dark, print) apply. Curves differ in colour, dash and marker at once.
+own colors (light, dark, print) apply. Curves differ in color, dash and marker at once.
 """
 
 import math

@@ -264,7 +264,7 @@ CLAIMS = (
     Claim(
         id="MB-T2B",
         title="Signs of the maximizer on the eigenvectors",
-        statement="The maximiser has (UᵀPU)_ii = −1 where λ_i > 0 and +1 where λ_i < 0.",
+        statement="The maximizer has (UᵀPU)_ii = −1 where λ_i > 0 and +1 where λ_i < 0.",
         source=Source(paper=PAPER, where="Theorem 2 (b)"),
         kind="theorem",
         recorded=Verdict.HOLDS,

@@ -173,7 +173,7 @@ CLAIMS = (
     Claim(
         id="MB-RSVD",
         title="Randomized SVD gives the same projection",
-        statement="Randomised SVD yields the same projection within a stated error.",
+        statement="Randomized SVD yields the same projection within a stated error.",
         source=Source(paper=PAPER, where="attention projection at scale"),
         kind="theorem",
         recorded=Verdict.HOLDS_IF,

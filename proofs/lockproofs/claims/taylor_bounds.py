@@ -220,7 +220,7 @@ def _counterexample() -> Counterexample:
 
 
 def check_midpoint(ctx: Context) -> Evidence:
-    """The midpoint minimises the bound, exactly; not the error: a rational counterexample and certified cases.
+    """The midpoint minimizes the bound, exactly; not the error: a rational counterexample and certified cases.
 
     *The bound.* Let |R_N(z)| ≤ B(|z − t|) with B increasing and the same for every t (a symmetric majorant: for silu
     and N ≥ 1, B(r) = 2 Σ_k (r/(π(2k+1)))^(N+1) is one, as √(t² + π²(2k+1)²) ≥ π(2k+1)). On [low, high] it gives
@@ -255,7 +255,7 @@ def check_midpoint(ctx: Context) -> Evidence:
             Check(name="silu, random ranges: another point is provably better than the midpoint", unit="×", bound=1.0,
                   statistic="certified error about the midpoint / about another point, best case", value=max(better),
                   sense=">=", tolerance_from="ball arithmetic: none needed", cases=len(better), seed=ctx.seed),
-            Check(name="the midpoint minimises the longest reach, exactly",
+            Check(name="the midpoint minimizes the longest reach, exactly",
                   statistic="rational cases in which it does not",
                   unit="cases", value=wrong, bound=0, sense="==", tolerance_from="rational arithmetic: none",
                   cases=ctx.cases, seed=ctx.seed),

@@ -296,7 +296,7 @@ CLAIMS = (
     Claim(
         id="TAYLOR-RADIUS",
         title="A higher Taylor order makes the layer more precise",
-        statement="Raising the order N makes the re-parameterised layer more precise.",
+        statement="Raising the order N makes the re-parameterized layer more precise.",
         source=Source(paper=PAPER, where="the re-parameterization of feed-forward layers, order N"),
         kind="theorem",
         recorded=Verdict.HOLDS_IF,
