@@ -203,3 +203,10 @@ def test_bad_options_end_before_the_run(options, reason, monkeypatch, tmp_path, 
     with pytest.raises(SystemExit, match="2"):
         command.main(["--quick", *options])
     assert reason in capsys.readouterr().err
+
+
+def test_a_target_below_the_floor_is_called_out_of_reach():
+    rows = {"products": {"both": [0.009, 0.008]}}
+    assert report.missed(rows, {"both": [0.010, 0.010]}, 0.5) == "out of reach: the bare products take 0.85"
+    assert report.missed(rows, {"both": [0.020, 0.020]}, 0.5) == "missed"
+    assert report.missed({}, {"both": [0.010]}, 0.5) == "missed"
