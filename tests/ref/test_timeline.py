@@ -34,6 +34,12 @@ def test_what_the_arguments_own_costs_nothing() -> None:
     assert max(m.kept for m in timeline(lambda x, w: (x @ w) @ w.T, x, np.ones((8, 2)), argnums=0)) == 0
 
 
+def test_a_plain_number_is_not_an_array_that_is_kept() -> None:
+    assert saved(lambda x: ops.sum(x * 2.0), np.ones(3), parameters=()).rows == ()
+    (row,) = saved(lambda x, s: ops.sum(x * ops.sum(s)), np.ones(3), np.ones(2), parameters=())
+    assert (row.name, row.bytes) == ("y", 8)  # a sum that reverse mode has to hold
+
+
 def test_a_released_sweep_lets_everything_go_at_once() -> None:
     """Without waiting for the garbage collector: no cycle holds an input, an intermediate or the tape."""
     gc.disable()

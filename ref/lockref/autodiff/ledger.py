@@ -63,6 +63,11 @@ def buffer(array: Any) -> Any:
     return array
 
 
+def is_array(value: Any) -> bool:
+    """Whether a kept value occupies a buffer: a constant such as the 2.0 in x * 2.0 does not."""
+    return isinstance(primal(value), np.ndarray | np.generic)
+
+
 def saved(
     f: Callable[..., Any],
     *args: Any,
@@ -94,7 +99,7 @@ def ledger(tape: Tape, owners: dict[int, tuple[str, str]]) -> Ledger:
     for plan, reads, _ in tape.records:
         names = [n for rule in plan.rules for n in rule.names]
         kept = dict(zip(names, reads, strict=True))
-        for name in [n for n in kept if n not in plan.data]:
+        for name in [n for n, value in kept.items() if n not in plan.data and is_array(value)]:
             root = buffer(kept[name])
             owner, argument = owners.get(id(root), ("activation", None))
             needed_for = tuple(a for rule in plan.rules if name in rule.names for a in rule.args)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lockref.autodiff.ledger import buffer
+from lockref.autodiff.ledger import buffer, is_array
 from lockref.autodiff.reverse import vjp
 from lockref.autodiff.tape import Tape
 from lockref.autodiff.tree import flatten
@@ -56,7 +56,7 @@ def _kept_after(tape: Tape, elsewhere: set[int]) -> list[int]:
     total, totals = 0, []
     for plan, reads, _ in tape.records:
         names = (n for rule in plan.rules for n in rule.names)
-        for root in (buffer(r) for n, r in zip(names, reads, strict=True) if n not in plan.data and r is not None):
+        for root in (buffer(r) for n, r in zip(names, reads, strict=True) if n not in plan.data and is_array(r)):
             if id(root) not in seen:
                 seen.add(id(root))
                 total += root.nbytes
