@@ -1,6 +1,5 @@
 """DLR-PARITY and DLR-STORAGE-INFER: how large a DLR-Net may be, and what running it needs."""
 
-import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -108,19 +107,40 @@ def _counted(norm: str, depth: int) -> int:
     return dlrnet.parity(4, 20, depth, norm).parameters
 
 
-def peak_columns(run: Callable[[], Any]) -> int:
-    """Most float64 columns of INFER_TOKENS rows alive while run() computes, its result among them."""
-    run()  # whatever is cached on a first call is not the network's
-    tracing = tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    run()
-    peak = tracemalloc.get_traced_memory()[1]
-    if not tracing:
-        tracemalloc.stop()
-    return round((peak - before) / (8 * INFER_TOKENS))
+class Meter:
+    """Bytes of arrays alive, and the most there were."""
+
+    def __init__(self) -> None:
+        self.alive = self.peak = 0
+
+    def add(self, size: int) -> None:
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+
+class Metered(np.ndarray[Any, Any]):
+    """An array that tells a meter when it and whatever is computed from it come to life and die."""
+
+    meter: Meter | None = None
+    owns = False
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self.meter = getattr(parent, "meter", None)
+        self.owns = not isinstance(self.base, Metered)  # NumPy computes plain arrays and wraps them; views share
+        if self.meter is not None and self.owns:
+            self.meter.add(self.nbytes)
+
+    def __del__(self) -> None:
+        if self.meter is not None and self.owns:
+            self.meter.add(-self.nbytes)
+
+
+def peak_columns(run: Callable[[Any], Any], x: Any) -> int:
+    """Most float64 columns of INFER_TOKENS rows alive while run(x) computes, its result among them, x not."""
+    metered = np.array(x).view(Metered)
+    metered.meter = meter = Meter()
+    run(metered)
+    return meter.peak // (8 * INFER_TOKENS)
 
 
 def inference_columns(norm: str, fused: bool, depth: int, rng: np.random.Generator, *, hoard: bool = False) -> int:
@@ -130,14 +150,14 @@ def inference_columns(norm: str, fused: bool, depth: int, rng: np.random.Generat
     x = rng.standard_normal((INFER_TOKENS, config.width))
     one = DLRConfig(8, 2, 1, norm, placement="output")
 
-    def hoarding() -> list[Any]:
+    def hoarding(x: Any) -> list[Any]:
         states = [x]
         for i in range(depth):
             block = {f"blocks.0.{n}": w for n, w in _block(params, i).items()}
             states.append(dlrnet.forward(block, states[-1], one, fused=fused))
         return states
 
-    return peak_columns(hoarding if hoard else lambda: dlrnet.forward(params, x, config, fused=fused))
+    return peak_columns(hoarding if hoard else lambda x: dlrnet.forward(params, x, config, fused=fused), x)
 
 
 def _block(params: Mapping[str, Any], i: int) -> dict[str, Any]:
@@ -186,7 +206,7 @@ def check_infer(ctx: Context) -> Evidence:
                 value=hoarded[-1] - hoarded[0], bound=8 * (INFER_DEPTHS[-1] - INFER_DEPTHS[0]), unit="columns",
             ),
         ),
-        assumptions=["memory of arrays, as the allocator is asked for it, rounded to columns; weights not counted"],
+        assumptions=["memory of arrays, counted as they come to life and die; weights not counted"],
         deviations=[FORMULA],
         plots=[
             Plot(
