@@ -1,6 +1,6 @@
 """What the commands print. Text of claims is never read as markup."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,7 @@ STYLES = {
 @contextmanager
 def progress(quiet: bool) -> Iterator[Track]:
     """Follows claims with a bar on standard error that names the claim and the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    with _bar(quiet) as bar:
 
         def track(claims: Sequence[Claim]) -> Iterable[Claim]:
             task = bar.add_task("", total=len(claims))
@@ -53,6 +45,26 @@ def progress(quiet: bool) -> Iterator[Track]:
                 bar.advance(task)
 
         yield track
+
+
+@contextmanager
+def counted(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Follows a number of steps, (done, in all), with the same bar."""
+    with _bar(quiet) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bar(quiet: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
 
 
 def _console() -> Console:
