@@ -1,5 +1,6 @@
-"""What the README shows is what the code says."""
+"""What README and docs show is what the code says."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,23 +9,52 @@ from pathlib import Path
 import pytest
 
 from lockproofs.claims import all_claims
-from lockproofs.readme import refreshed
+from lockproofs.readme import proof_pages, refreshed, stale
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+REFRESH = "run python -m lockproofs.readme"
 
 
-def test_the_verdict_table_is_the_registry() -> None:
-    again = refreshed(README, all_claims().values())
-    assert again == README, "README.md is stale: run python -m lockproofs.readme README.md"
+def test_no_page_is_stale() -> None:
+    assert not (old := [str(page.relative_to(ROOT)) for page in stale()]), f"{old} are stale: {REFRESH}"
+
+
+def fresh(text: str) -> str:
+    page, claims = ROOT / "docs" / "page.md", all_claims()
+    return refreshed(page, text, claims, proof_pages({page: text}, claims))
 
 
 def test_a_stale_table_is_seen() -> None:
-    assert refreshed(README.replace("refuted |", "holds |"), all_claims().values()) != README.replace(
-        "refuted |", "holds |"
+    old = README.replace("refuted |", "holds |", 1)
+    assert refreshed(ROOT / "README.md", old, all_claims(), {}) != old
+
+
+def test_a_block_holds_the_claims_that_it_names() -> None:
+    page = fresh(
+        "<!-- verdicts AD MB-T2A -->\nstale words\n<!-- /verdicts -->\n\n<!-- proofs MB-T2A -->\n<!-- /proofs -->\n"
     )
-    with pytest.raises(ValueError, match="markers"):
-        refreshed("no table", ())
+    assert re.findall(r"^\| \[?([A-Z0-9-]+)", page, re.MULTILINE) == [
+        "AD-ADJOINT", "AD-FORWARD-STORAGE", "AD-REVERSE-COST", "AD-REVOLVE", "MB-T2A",
+    ]  # fmt: skip
+    assert "stale words" not in page and page == fresh(page)
+    assert "| [MB-T2A](#mb-t2a) |" in page and "### MB-T2A\n" in page
+    assert "[`check_t2a`](../proofs/lockproofs/claims/attention_theorem2.py)" in page
+    assert "*Flips suffice.*" in page, "the proof is not there"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<!-- verdicts -->\n", "no partner"),
+        ("<!-- verdicts -->\n<!-- /proofs -->\n", "no partner"),
+        ("<!-- proofs M -->\n<!-- /proofs -->\n", "no claim's id begins with M"),
+    ],
+)
+def test_a_wrong_marker_is_said(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fresh(text)
 
 
 def test_there_are_two_commands() -> None:
@@ -40,7 +70,42 @@ def test_the_example_runs() -> None:
     assert "tanh" in done.stdout and "activations:" in done.stdout
 
 
-@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda p: p.name)
+def lost(page: Path, text: str) -> list[str]:
+    """Links that lead nowhere: a missing file, or code that does not define the symbol that its link names."""
+    found = []
+    for words, target in re.findall(r"\[([^\]]*)\]\((?!http|#)([^)#]+)", text):
+        file = page.parent / target
+        symbol = re.fullmatch(r"`([\w.]+)`", words) if file.suffix == ".py" else None
+        if not file.exists() or (symbol and symbol[1] != file.name and symbol[1] not in symbols(file)):
+            found.append(f"[{words}]({target})")
+    return found
+
+
+def symbols(file: Path) -> set[str]:
+    """What a module defines at its top, and the members of its classes as Class.member."""
+    return set(_defined(ast.parse(file.read_text(encoding="utf-8")).body))
+
+
+def _defined(body: list[ast.stmt], inside: str = "") -> list[str]:
+    names: list[str] = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(inside + node.name)
+        if isinstance(node, ast.ClassDef):
+            names += _defined(node.body, f"{inside}{node.name}.")
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names += [inside + target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+    """A link to code reads [`symbol`](../path/file.py) where it means one function, class or constant."""
+    assert not lost(page, page.read_text(encoding="utf-8"))
+
+
+def test_a_dead_link_is_seen() -> None:
+    page, code = ROOT / "docs" / "page.md", "../proofs/lockproofs/claim.py"
+    alive = f"[`Check.margin`]({code}) [`settle`]({code}) [`Number`]({code}) [`claim.py`]({code}) [words]({code})"
+    dead = [f"[`unsettle`]({code})", f"[`Check.gap`]({code})", "[words](../nowhere.py)"]
+    assert lost(page, f"{alive} {' '.join(dead)}") == dead

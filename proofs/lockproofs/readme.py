@@ -1,41 +1,139 @@
-"""The verdict table of README.md: `python -m lockproofs.readme README.md` writes it between its markers again.
+"""What pages for readers take from the code: `python -m lockproofs.readme` writes it between their markers again.
+
+Without arguments it refreshes README.md and docs/*.md of the checkout it stands in. On a page,
+
+    <!-- verdicts -->    … <!-- /verdicts -->      is the table of all claims, and with ids' beginnings, as in
+    <!-- verdicts MB TAYLOR --> … <!-- /verdicts -->   of these claims only;
+    <!-- proofs MB TAYLOR -->   … <!-- /proofs -->     says how each of them is checked, or its proof.
 
 The verdicts are the recorded ones, which every audit of the embedded models compares with what it finds.
 """
 
+import inspect
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lockproofs.claim import Claim
 from lockproofs.claims import all_claims
-from lockproofs.render import SYMBOLS
+from lockproofs.render import SYMBOLS, plain
 
-START, END = "<!-- verdicts -->", "<!-- /verdicts -->"
+BLOCK = re.compile(r"<!-- (verdicts|proofs)((?: [A-Z0-9-]+)*) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+MARKER = re.compile(r"<!-- /?(?:verdicts|proofs)\b[^>]*-->")
+CHECKOUT = Path(__file__).parents[2]
+
+Claims = Mapping[str, Claim]
 
 
-def verdict_table(claims: Iterable[Claim]) -> str:
-    """Markdown: each claim as it is claimed, and its verdict."""
-    rows = [f"| {c.id} | {c.statement} | {SYMBOLS[c.recorded]} {c.recorded.value} |" for c in claims]
+def verdict_table(claims: Sequence[Claim], page: Path, proofs: Mapping[str, Path]) -> str:
+    """Markdown: each claim as it is claimed, and its verdict; ids lead to the page that proves them."""
+    rows = [
+        f"| {_linked(c.id, page, proofs)} | {plain(c.statement)} | {SYMBOLS[c.recorded]} {c.recorded.value} |"
+        for c in claims
+    ]
     return "\n".join(["| claim | as it is claimed | verdict |", "| :-- | :-- | :-- |", *rows])
 
 
-def refreshed(text: str, claims: Iterable[Claim]) -> str:
-    """The text with the table between its markers written again. Raises ValueError without markers."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"README: the markers {START} and {END} are missing; put them where the table belongs")
-    return f"{before}{START}\n{verdict_table(claims)}\n{END}{after}"
+def _linked(claim_id: str, page: Path, proofs: Mapping[str, Path]) -> str:
+    target = proofs.get(claim_id)
+    if target is None:
+        return claim_id
+    place = "" if target == page else os.path.relpath(target, page.parent).replace(os.sep, "/")
+    return f"[{claim_id}]({place}#{claim_id.lower()})"
 
 
-def main(path: Path) -> None:
-    """Rewrites the file as a whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(refreshed(path.read_text(encoding="utf-8"), all_claims().values()), encoding="utf-8")
-    os.replace(temporary, path)
+def proof_list(claims: Sequence[Claim], page: Path) -> str:
+    """Markdown: what each claim says, where the paper says it, its verdict, and how it is checked or proved."""
+    return "\n\n".join(_proof(claim, page) for claim in claims)
+
+
+def _proof(claim: Claim, page: Path) -> str:
+    file = inspect.getsourcefile(claim.check) or ""
+    code = f"[`{claim.check.__name__}`]({os.path.relpath(file, page.parent).replace(os.sep, '/')})"
+    return "\n".join(
+        [
+            f"### {claim.id}",
+            "",
+            f"{SYMBOLS[claim.recorded]} **{claim.recorded.value}**: {plain(claim.statement)} "
+            f"({plain(claim.source.paper)}: {plain(claim.source.where)})",
+            "",
+            f"`lockref explain {claim.id}` runs {code}:",
+            "",
+            "```text",
+            inspect.getdoc(claim.check) or "",
+            "```",
+        ]
+    )
+
+
+def chosen(claims: Claims, beginnings: str) -> list[Claim]:
+    """The claims whose id begins so, all without any. Raises ValueError for a beginning that no id has."""
+    wanted = beginnings.split()
+    if lost := [word for word in wanted if not any(_begins(i, word) for i in claims)]:
+        raise ValueError(f"no claim's id begins with {lost[0]}: take the letters before an id's hyphen, or a whole id")
+    return [claim for i, claim in claims.items() if not wanted or any(_begins(i, word) for word in wanted)]
+
+
+def _begins(claim_id: str, word: str) -> bool:
+    return f"{claim_id}-".startswith(f"{word}-")
+
+
+def proof_pages(pages: Mapping[Path, str], claims: Claims) -> dict[str, Path]:
+    """The page that proves each claim, where there is one."""
+    return {
+        claim.id: page
+        for page, text in pages.items()
+        for kind, words, _ in BLOCK.findall(text)
+        if kind == "proofs"
+        for claim in chosen(claims, words)
+    }
+
+
+def refreshed(page: Path, text: str, claims: Claims, proofs: Mapping[str, Path]) -> str:
+    """The page's text with everything between its markers written again. Raises ValueError for lone markers."""
+    write: dict[str, Callable[[list[Claim]], str]] = {
+        "verdicts": lambda some: verdict_table(some, page, proofs),
+        "proofs": lambda some: proof_list(some, page),
+    }
+
+    def block(found: re.Match[str]) -> str:
+        kind, words, _ = found.groups()
+        return f"<!-- {kind}{words} -->\n{write[kind](chosen(claims, words))}\n<!-- /{kind} -->"
+
+    if lone := MARKER.findall(BLOCK.sub("", text)):
+        raise ValueError(f"{page}: {lone[0]} has no partner: a block is <!-- NAME … -->, a line, <!-- /NAME -->")
+    return BLOCK.sub(block, text)
+
+
+def pages(checkout: Path = CHECKOUT) -> dict[Path, str]:
+    """README.md and docs/*.md, as they are."""
+    return {page: page.read_text(encoding="utf-8") for page in (checkout / "README.md", *_docs(checkout))}
+
+
+def _docs(checkout: Path) -> list[Path]:
+    return sorted((checkout / "docs").glob("*.md"))
+
+
+def stale(checkout: Path = CHECKOUT) -> dict[Path, str]:
+    """The pages that differ from what the code says, as they should be."""
+    found, claims = pages(checkout), all_claims()
+    proofs = proof_pages(found, claims)
+    fresh = {page: refreshed(page, text, claims, proofs) for page, text in found.items()}
+    return {page: text for page, text in fresh.items() if text != found[page]}
+
+
+def main() -> None:
+    """Rewrites each stale page as a whole."""
+    for page, text in stale().items():
+        temporary = page.with_name(f".{page.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, page)
+        print(f"wrote {page}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 1 and sys.argv[1:] != ["README.md"]:
+        sys.exit("python -m lockproofs.readme takes no arguments: it refreshes README.md and docs/*.md")
+    main()
