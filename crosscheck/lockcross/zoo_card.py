@@ -9,12 +9,11 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3ForCausalLM
 
 from lockcross.zoo_files import Tensors
-from lockcross.zoo_recipe import TEXT
 from lockref.models import skills
+from lockref.models.evaluation import EVALUATION, TEXT
 
 Figures = dict[str, float]
 
-EVALUATION = 99  # stands where a training draw has its stage number: measuring never reuses a draw
 MARKDOWN = """\
 # The zoo: tiny trained Qwen3 models
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from lockref.models import skills
-
-TEXT = "text"  # the data source beside the skills
+from lockref.models.evaluation import TEXT
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 
 from lockref.locks import dlr_run
 from lockref.locks.dlr import locked_block
+from lockref.locks.manifest import read_manifest
 from lockref.models import qwen3
 from lockref.models.tensor_file import CheckpointError
 
@@ -22,6 +23,7 @@ def source(tiny_qwen3, write_qwen3, tmp_path, monkeypatch):
         return rng.integers(0, config.vocab_size, (rows, length))
 
     monkeypatch.setattr(dlr_run, "data", tokens)
+    monkeypatch.setattr(dlr_run, "evaluate", lambda *_: {"add": 0.5, "reverse": 0.25, "text": 2.0})
     return write_qwen3(tmp_path / "source", config, weights)
 
 
@@ -35,8 +37,10 @@ def test_it_locks_and_what_it_wrote_loads(source, tmp_path, capsys):
     assert locked.net.depth == 3 and locked.net.rank * 3 <= 60
     test = np.random.default_rng(1).integers(0, 61, (2, 7))
     assert np.isfinite(float(qwen3.loss(locked.tensors, test, locked.config, locked_block(locked.net))))
-    card = json.loads((tmp_path / "locked" / "card.json").read_text())
-    assert len(card["figures"]["relative_error"]) == 2 and card["plan"]["depth"] == 3 and card["files"]
+    manifest = read_manifest(tmp_path / "locked")
+    assert len(manifest.figures["relative_error"]) == 2 and manifest.figures["loss_gap"] == 0
+    assert manifest.parts["dlr"]["net"]["depth"] == 3 and len(manifest.source) == 2
+    assert "--depth 3" in manifest.command and "--healing-rate" in manifest.command
     assert sorted(p.name for p in tmp_path.iterdir()) == ["locked", "source"]
 
 
@@ -50,8 +54,8 @@ def test_interrupted_it_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dlr_run, "distill_model", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path / "again")
+    assert run(source, tmp_path / "again") == 130
+    assert capsys.readouterr().err == "dlr_run: interrupted; the same command goes on\n"
     assert not (tmp_path / "again").exists()
     assert run(source, tmp_path / "again") == 0
     one, two = (tmp_path / name / "model.safetensors" for name in ("whole", "again"))
@@ -65,6 +69,8 @@ def test_interrupted_it_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch,
         (("--depth", "0"), "depth is 0"),
         (("--steps", "0"), "steps is 0"),
         (("--rate", "-1"), "learning_rate is -1"),
+        (("--healing-rate", "nan"), "learning_rate is nan"),
+        (("--rate", "1e30"), "lower the learning rate"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(source, tmp_path, capsys, options, words):
@@ -78,22 +84,48 @@ def test_it_does_not_write_over_anything(source, tmp_path, capsys):
     assert run(tmp_path / "nowhere", tmp_path / "locked") == 3 and "does not exist" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_its_card_is_refused(source, tmp_path, capsys):
+def test_what_does_not_fit_its_manifest_is_refused(source, tmp_path, capsys):
     run(source, tmp_path / "locked")
-    card = tmp_path / "locked" / "card.json"
-    said = json.loads(card.read_text())
-    card.write_text(json.dumps(said | {"net": said["net"] | {"depth": 2}}))
-    with pytest.raises(CheckpointError, match=r"not those that card\.json describes"):
-        dlr_run.load(tmp_path / "locked")
-    card.write_text(json.dumps(said | {"net": {"depth": 2}}))
-    with pytest.raises(CheckpointError, match="missing"):
-        dlr_run.load(tmp_path / "locked")
-    with pytest.raises(CheckpointError, match="give a directory of a locked model"):
+    file = tmp_path / "locked" / "lock.json"
+    said = json.loads(file.read_text())
+    net = said["parts"]["dlr"]["net"]
+    for parts, words in (
+        ({"dlr": {"net": net | {"depth": 2}}}, "the tensors are not those that"),
+        ({"dlr": {"net": net | {"depth": 0}}}, "depth is 0"),
+        ({"dlr": {"net": {"depth": 2}}}, "missing"),
+        ({"dlr": {"net": 3}}, "mapping"),
+        ({"dlr": {}, "taylor": {}}, "parts dlr, taylor; want dlr alone"),
+    ):
+        file.write_text(json.dumps(said | {"parts": parts}))
+        with pytest.raises(CheckpointError, match=words):
+            dlr_run.load(tmp_path / "locked")
+    with pytest.raises(CheckpointError, match=r"config\.json: missing"):
         dlr_run.load(tmp_path / "nowhere")
 
 
+def test_weights_are_rounded_to_the_type_that_is_written(source, tmp_path, capsys):
+    run(source, tmp_path / "half")
+    run(source, tmp_path / "single", "--dtype", "float32")
+    half, single = (dlr_run.load(tmp_path / name, np.float32).tensors for name in ("half", "single"))
+    assert all(np.array_equal(dlr_run.rounded(w, "bfloat16"), half[name]) for name, w in single.items())
+    assert not all(np.array_equal(w, half[name]) for name, w in single.items())
+    assert run(source, tmp_path / "odd", "--dtype", "int8") == 3 and "cannot save as 'int8'" in capsys.readouterr().err
+
+
+def test_it_says_how_long_is_left(monkeypatch):
+    clock = iter([10.0, 20.0, 30.0])
+    monkeypatch.setattr(dlr_run.time, "monotonic", lambda: next(clock))
+    said = []
+    follow = dlr_run.reporter("layer 0 of 2", 150, said.append)
+    for step in range(51, 151):  # resumed at step 50: 51 … 100 took ten seconds
+        follow(step, 0.5)
+    assert said == [
+        "layer 0 of 2: step 100 of 150, loss 0.5000, 10 s left", "layer 0 of 2: step 150 of 150, loss 0.5000, 0 s left"
+    ]  # fmt: skip
+
+
 def test_data_are_bytes_of_text_and_skills():
-    rng = np.random.default_rng(0)
-    tokens = dlr_run.data(6, 40, rng, True)
-    assert tokens.shape == (6, 40) and tokens.max() < 128
-    assert ord("=") in tokens[:2] and ord(">") in tokens[2:4]
+    tokens = dlr_run.data(16, 40, np.random.default_rng(0), True)
+    assert tokens.shape == (16, 40) and tokens.max() < 128
+    assert sum(ord("=") in row and ord("+") in row for row in tokens) >= 2  # an eighth each
+    assert sum(ord(">") in row for row in tokens) >= 2

@@ -85,8 +85,9 @@ def train(
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     while state.step < last:
         rng = np.random.default_rng([recipe.seed, state.step])
-        value, grads = value_and_grad(lambda p, rng=rng: loss(p, rng))(state.params)
-        norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below, in one line
+            value, grads = value_and_grad(lambda p, rng=rng: loss(p, rng))(state.params)
+            norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
         if not math.isfinite(float(value)) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"training: loss {float(value):g}, gradient norm {norm:g} at step {state.step}; lower the learning "

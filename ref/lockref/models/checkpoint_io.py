@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,27 @@ def load_checkpoint(path: str | Path, dtype: npt.DTypeLike = np.float64) -> Chec
         raise CheckpointError(f"{error.filename or path}: {error.strerror}; check path and permissions") from None
 
 
+def load_config(path: Path) -> Qwen3Config:
+    """The sizes that a directory's config.json describes; CheckpointError as from load_checkpoint."""
+    try:
+        return _read_config(path)[0]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: {error.strerror}; check path and permissions") from None
+
+
+def _read_config(path: Path) -> tuple[Qwen3Config, FileRecord]:
+    raw, record = _read_json(path / CONFIG)
+    try:
+        return Qwen3Config.from_hub(raw), record
+    except ValueError as error:
+        raise CheckpointError(f"{path / CONFIG}: {error}") from None
+
+
 def _load(path: Path, dtype: np.dtype[Any]) -> Checkpoint:
     if not path.is_dir():
         what = "not a directory" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {what}; give a directory with {CONFIG} and .safetensors files")
-    raw, *records = _read_json(path / CONFIG)
-    try:
-        config = Qwen3Config.from_hub(raw)
-    except ValueError as error:
-        raise CheckpointError(f"{path / CONFIG}: {error}") from None
+    config, *records = _read_config(path)
     files = _tensor_files(path)
     entries: dict[str, Entry] = {}
     for file in files:
@@ -176,18 +189,33 @@ def save_checkpoint(
     Raises CheckpointError where the path already holds something, and for tensors that the config does
     not expect, misses, or that are not finite in `dtype`.
     """
-    path = Path(path)
+    path, code = Path(path), tensor_code(path, dtype)
+    _account(path, config, {name: np.shape(tensor) for name, tensor in tensors.items()})
+    with new_directory(path) as temporary:
+        (temporary / CONFIG).write_text(json.dumps(config.to_hub(dtype), indent=2) + "\n", encoding="utf-8")
+        write_tensors(temporary / WEIGHTS, tensors, code)
+
+
+def tensor_code(path: str | Path, dtype: str) -> str:
+    """The files' name of a dtype: "BF16" for "bfloat16". Raises CheckpointError where `path` cannot hold it."""
     codes = {kind.name: code for code, kind in DTYPES.items()}
     if dtype not in codes:
         raise CheckpointError(f"{path}: cannot save as {short(dtype)}; choose one of {', '.join(codes)}")
-    _account(path, config, {name: np.shape(tensor) for name, tensor in tensors.items()})
+    return codes[dtype]
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory to fill, which takes the name `path` when the block ends well: complete or not at all.
+
+    Raises CheckpointError where `path` already holds something, or cannot be written.
+    """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise CheckpointError(f"{path}: already exists; choose another directory or remove it")
         temporary.mkdir()
-        (temporary / CONFIG).write_text(json.dumps(config.to_hub(dtype), indent=2) + "\n", encoding="utf-8")
-        write_tensors(temporary / WEIGHTS, tensors, codes[dtype])
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; check that its parent exists and has room") from None
