@@ -17,6 +17,7 @@ FORBIDDEN = {
     "lockproofs": {"lockcross", *HEAVY},
     "lockcross": {"lockproofs"},
     **{floor: set(FLOORS[i + 1 :]) for i, floor in enumerate(FLOORS)},
+    "lockref.merging": set(FLOORS),  # on the ground, beside autodiff
 }
 
 
