@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import Qwen3ForCausalLM
-from transformers.models.qwen3 import modeling_qwen3 as official
 
+from lockcross.float64 import uncast
 from lockproofs.rounding import UNIT32, UNIT64, rounding_error
 from lockref.autodiff import value_and_grad
 from lockref.models import qwen3
@@ -79,26 +79,6 @@ def official_logits(model, tokens):
         return model(torch.from_numpy(tokens)).logits.numpy()
 
 
-@pytest.fixture
-def in_float64(monkeypatch):
-    """Let the official modules keep float64 where they cast to float32."""
-
-    def norm(self, x):
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    def tables(self, x, position_ids):
-        c = self.config.head_dim
-        exponents = torch.arange(0, c, 2, dtype=torch.float64) / c
-        half = position_ids[..., None] * self.config.rope_parameters["rope_theta"] ** -exponents
-        angles = torch.cat((half, half), dim=-1)
-        return angles.cos(), angles.sin()
-
-    softmax = torch.nn.functional.softmax
-    monkeypatch.setattr(official.Qwen3RMSNorm, "forward", norm)
-    monkeypatch.setattr(official.Qwen3RotaryEmbedding, "forward", tables)
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype: softmax(x, dim=dim, dtype=x.dtype))
-
-
 def compare(subject, precision, mutants):
     """Ours agrees, mutants do not: the same subtraction, the same tolerance."""
     dtype = torch.float32 if precision == "float32" else torch.float64
@@ -119,8 +99,9 @@ def test_logits(subject, qwen3_mutants, precision):
     assert got > subject.tolerances["patched"], "the casts to float32 are gone: compare without the patch"
 
 
-def test_logits_without_casts(subject, qwen3_mutants, in_float64):
-    compare(subject, "patched", qwen3_mutants)
+def test_logits_without_casts(subject, qwen3_mutants):
+    with uncast():
+        compare(subject, "patched", qwen3_mutants)
 
 
 def test_loss_and_gradients(subject):
