@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
 from lockproofs.claim import Check, Context
@@ -102,9 +102,10 @@ def _norm(q: Array, k: Array) -> Array:
     return norm
 
 
-def in_bfloat16(released: Tensors, model: Checkpoint) -> dict[str, NDArray[Any]]:
-    """The same release, with the tensors that the lock changed saved in bfloat16."""
-    return {name: w if w is model.tensors[name] else w.astype(bfloat16).astype(w.dtype) for name, w in released.items()}
+def saved_in(dtype: str, released: Tensors, model: Checkpoint) -> dict[str, NDArray[Any]]:
+    """The same release, with the tensors that the lock changed saved in a precision."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    return {name: w if w is model.tensors[name] else w.astype(kind).astype(w.dtype) for name, w in released.items()}
 
 
 @dataclass(frozen=True)
@@ -126,25 +127,41 @@ def undo(model: Checkpoint, k: int) -> Undone:
     """Lock with k, guess k, compare.
 
     Computed eigenvectors are those of a matrix about c u λ_1 away from S, so a guess is right to about c u λ_1/gap.
-    Rounding the release by ε relative to its norm moves S by at most F = 2ε (λ_1 tr S)^½ + ε² tr S, its spectral
-    projector by 2√2 F/gap (Yu, Wang & Samworth 2015, Theorem 2), and a guess by ε + 4√2 F (λ_1/tr S)^½/gap, relative.
     """
-    config, original = model.config, model.tensors
-    values = np.linalg.eigvalsh(governing(original, config))[..., ::-1]
-    largest, total = values[..., 0], np.sum(values, axis=-1)
-    gap = values[..., k - 1] - values[..., k] if 0 < k < config.head_dim else np.full(largest.shape, np.inf)
-    released = release(model, TOPK, k)
-    saved = in_bfloat16(released, model)
-    rounding = head_errors(saved, released, config)
-    moved = 2 * rounding * np.sqrt(largest * total) + rounding**2 * total
-    with np.errstate(divide="ignore"):  # a tie at the cut: no bound
-        turned = 4 * math.sqrt(2) * moved * np.sqrt(largest / total) / gap
+    config, released = model.config, release(model, TOPK, k)
+    largest, _, gap = _spectrum(model, k)
+    error, bound = undo_saved(model, released, k, "bfloat16")
     return Undone(
-        error=head_errors(keyless(released, config, TOPK).guesses[k], original, config),
-        saved_error=head_errors(keyless(saved, config, TOPK).guesses[k], original, config),
-        saved_bound=rounding + turned,
+        error=head_errors(keyless(released, config, TOPK).guesses[k], model.tensors, config),
+        saved_error=error,
+        saved_bound=bound,
         clear=gap * RECOVERED >= config.head_dim * U * largest,
     )
+
+
+def _spectrum(model: Checkpoint, k: int) -> tuple[Array, Array, Array]:
+    """λ_1, tr S and λ_k − λ_{k+1} of every key head, (layers, G)."""
+    values = np.asarray(np.linalg.eigvalsh(governing(model.tensors, model.config))[..., ::-1], np.float64)
+    inside = 0 < k < model.config.head_dim
+    gap: Array = values[..., k - 1] - values[..., k] if inside else np.full(values.shape[:-1], np.inf)
+    return values[..., 0], np.asarray(np.sum(values, axis=-1)), gap
+
+
+def undo_saved(model: Checkpoint, released: Tensors, k: int, dtype: str) -> tuple[Array, Array]:
+    """Guess k at a top-k release that was saved in `dtype`: relative error of each key head, and its bound.
+
+    Rounding the release by ε relative to its norm moves S by at most F = 2ε (λ_1 tr S)^½ + ε² tr S, its spectral
+    projector by 2√2 F/gap (Yu, Wang & Samworth 2015, Theorem 2), and a guess by ε + 4√2 F (λ_1/tr S)^½/gap, relative.
+    F includes the c u λ_1 by which computed eigenvectors are those of another matrix.
+    """
+    config = model.config
+    largest, total, gap = _spectrum(model, k)
+    saved = saved_in(dtype, released, model)
+    rounding = head_errors(saved, released, config)
+    moved = 2 * rounding * np.sqrt(largest * total) + rounding**2 * total + config.head_dim * U * largest
+    with np.errstate(divide="ignore"):  # a tie at the cut: no bound
+        turned = 4 * math.sqrt(2) * moved * np.sqrt(largest / total) / gap
+    return head_errors(keyless(saved, config, TOPK).guesses[k], model.tensors, config), rounding + turned
 
 
 def plane_errors(model: Checkpoint, ks: Sequence[int]) -> list[float]:
@@ -177,6 +194,12 @@ def named(model: Checkpoint, relative: Checkpoint, family: Family, k: int) -> ND
     """For each key head: does the guess that is nearest to the relative have the k of the lock? k = 0 locks nothing."""
     found = keyless(release(model, family, k), model.config, family, reference=relative.tensors).found["k"]
     return np.asarray(found == k)
+
+
+def relatives(ctx: Context) -> list[Checkpoint]:
+    """Other models of the subject's sizes that it may be merged with."""
+    model = ctx.subject.model
+    return [c for c in ctx.subject.checkpoints.values() if c is not model and c.config == model.config]
 
 
 @dataclass(frozen=True)

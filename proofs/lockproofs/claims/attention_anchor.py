@@ -26,6 +26,7 @@ from lockproofs.claim import (
 )
 from lockproofs.claims.attention_attacks import FOREIGN
 from lockproofs.claims.attention_function import GOVERNING, PAPER
+from lockproofs.curves.recovery import base_by_precision, by_task_vector, mistakes
 from lockref.attacks.anchor_model import anchor_projection
 from lockref.locks.attention import project
 from lockref.models.checkpoint_io import Checkpoint
@@ -165,7 +166,10 @@ def check_anchor(ctx: Context) -> Evidence:
         counterexample=_counterexample(),
         assumptions=["the attacker knows the public base, and nothing of the recipe but its kind"],
         deviations=[GOVERNING.model_copy(update={"effect": "none: the attack asks for any orthogonal P"})],
-        plots=[_plot(turns)],
+        plots=[
+            _plot(turns), by_task_vector(every, transforms), mistakes(planes, order),
+            base_by_precision(origins, ctx.rng(4)),
+        ],
         severity="high",
         fix="None that keeps the base public: any transform of few parameters for each head is overdetermined.",
     )  # fmt: skip

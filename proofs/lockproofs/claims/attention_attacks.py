@@ -39,6 +39,7 @@ from lockproofs.claim import (
     Verdict,
 )
 from lockproofs.claims.attention_function import GOVERNING, PAPER
+from lockproofs.curves.recovery import by_precision
 from lockref.attacks.keyless import keyless
 from lockref.locks.attention import TOPK_PLANES, project
 from lockref.models import qwen3
@@ -242,7 +243,7 @@ def check_keyless(ctx: Context) -> Evidence:
             f"{heads * len(undone)} cuts do not and are left out of the first check",
         ],
         deviations=[GOVERNING.model_copy(update={"effect": EFFECT})],
-        plots=[_error_plot(cuts), *_distance_plot(ctx, c // 3)],
+        plots=[_error_plot(cuts), *_distance_plot(ctx, c // 3), by_precision(model, c // 3)],
         severity="high",
         fix="Draw the flipped planes at random instead of from the weights: that hides c/2 bits for each key head from "
         "the release alone, though not from anyone who has a relative of the model.",

@@ -18,26 +18,23 @@ from lockproofs.claim import (
     Control,
     Controls,
     Counterexample,
-    Curve,
     Evidence,
     Grade,
     MissingInput,
-    Plot,
     Source,
     Verdict,
 )
 from lockproofs.claims.attention_attacks import undo_exactly
 from lockproofs.claims.attention_function import GOVERNING, PAPER
+from lockproofs.curves.paths import ALPHAS, drawn, path, peers
 from lockref.attacks.anchor_model import anchor_projection, anchor_signs
 from lockref.attacks.keyless import keyless
 from lockref.attacks.result import Tensors
 from lockref.locks.attention import TOPK_PLANES, project
-from lockref.models import qwen3
 from lockref.models.checkpoint_io import Checkpoint
 
 Array = NDArray[np.float64]
 
-ALPHAS = tuple(n / 8 for n in range(9))
 PAIRS = 2  # paths from a protected model to another one
 
 
@@ -77,16 +74,6 @@ def _counterexample() -> Counterexample:
 
 
 # --- On models ----------------------------------------------------------------------------------------------------
-
-
-def path(ends: tuple[Tensors, Tensors], model: Checkpoint, tokens: NDArray[np.intp]) -> list[float]:
-    """Loss in nats per token at (1 − α) θ_1 + α θ_2 for every α."""
-    first, second = ends
-    losses = []
-    for alpha in ALPHAS:
-        merged = {name: (1 - alpha) * w + alpha * second[name] for name, w in first.items()}
-        losses.append(float(qwen3.loss(merged, tokens, model.config)))
-    return losses
 
 
 def barrier(losses: Sequence[float]) -> float:
@@ -196,11 +183,8 @@ def check_barrier(ctx: Context) -> Evidence:
         ],
         deviations=[GOVERNING],
         plots=[
-            Plot(
-                title="Loss on the straight path from the protected model to another",
-                x_label="α, share of the other model", y_label="loss, nats per token",
-                curves=[Curve(name=name, x=list(ALPHAS), y=losses) for name, losses in crossings[0].losses.items()],
-            )
+            drawn("Loss on the straight path from the protected model to another", crossings[0].losses),
+            *peers(chosen[0][1], chosen[0][2], crossings[0].losses["before the lock"], tokens, ctx.rng(2)),
         ],
         severity="high",
         fix="None in this family: a flip that the function does not see is a flip that a relative's weights betray.",

@@ -15,15 +15,14 @@ from lockproofs.claim import (
     Claim,
     Context,
     Counterexample,
-    Curve,
     Evidence,
     Grade,
-    Plot,
     Source,
     Verdict,
 )
 from lockproofs.claims.attention_function import GOVERNING, PAPER
-from lockref.locks.attention import eigenbasis, eq2_from_grams, flip, grams, strongest_flip, surrogate
+from lockproofs.curves.theorem2 import along_flips, over_the_circle
+from lockref.locks.attention import eigenbasis, eq2_from_grams, flip, grams, strongest_flip
 
 Array = NDArray[np.float64]
 
@@ -167,23 +166,6 @@ def model_pairs(ctx: Context, rng: np.random.Generator) -> list[Pair]:
     return [investigate(*grams(q, k), rng) for q, k in model_heads(ctx.subject.model, HEADS)]
 
 
-def _plot(pair: Pair) -> Plot:
-    c = len(pair.a)
-    ks = list(range(c + 1))
-    p = flip(eigenbasis(pair.a + pair.b), ks)
-    f, g = eq2_from_grams(pair.a, pair.b, p), surrogate(pair.a, pair.b, p)
-    return Plot(
-        title="Eq. (2) and its surrogate on one key head",
-        x_label="k, flipped eigen-directions",
-        y_label="share of the upper bound; g: of its maximum",
-        curves=[
-            Curve(name="best f found", x=[0, c], y=[pair.over_bound] * 2),
-            Curve(name="f(P_k), eq. (2)", x=ks, y=(f / pair.bound).tolist()),
-            Curve(name="g(P_k), surrogate", x=ks, y=(g / g[-1]).tolist()),
-        ],
-    )
-
-
 # --- The claim --------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +225,7 @@ def check_t2a(ctx: Context) -> Evidence:
                      tolerance=worst.tolerance, cases=len(pairs), seed=ctx.seed,
                      tolerance_from="round-off of two products and a trace over c², relative to the bound")  # fmt: skip
 
+    head = heads[len(heads) // 2]
     reached = [p.at_minus_identity / p.bound if p.bound else 0.0 for p in heads]
     return Evidence(
         verdict=Verdict.REFUTED,
@@ -272,7 +255,7 @@ def check_t2a(ctx: Context) -> Evidence:
         counterexample=_counterexample(),
         assumptions=["the best f found is a lower bound of the maximum: the ascent may stop at a local one"],
         deviations=[GOVERNING],
-        plots=[_plot(heads[len(heads) // 2])],
+        plots=[along_flips(head.a, head.b, head.best, head.bound), over_the_circle(OPPOSED)],
         severity="low",
         fix="Maximize eq. (2) itself over flips (lockref.locks.attention.strongest_flip).",
     )  # fmt: skip

@@ -21,6 +21,7 @@ from lockproofs.claim import (
 )
 from lockproofs.claims.dlr_common import FORMULA, PAPER, exact
 from lockproofs.claims.dlr_cost import passes
+from lockproofs.curves.dlr import cost_frontiers, stored, timelines
 from lockproofs.hub_sizes import HUB
 from lockref.attacks import frontier
 from lockref.attacks.frontier import MLPWay, Stack, amplification, locked
@@ -167,6 +168,7 @@ def check_frontier(ctx: Context) -> Evidence:
     alone = [(_alone(c, norm), Stack(c).attackers("all")[0].elements) for c in HUB.values() for norm in ("none", "rms")]
     inverting = max(a.elements / default for a, default in alone)
     price = max(a.operations for a, _ in alone)
+    width, mlp_width = ctx.subject.model.config.hidden_size, ctx.subject.model.config.intermediate_size
     hub = HUB["qwen3-8b"]
     unlocked = amplification(Stack(hub), Stack(hub), "all", 1.0)[0]
     default = locked(hub, DEPTH).attackers("all")[0].elements / Stack(hub).attackers("all")[0].elements
@@ -242,7 +244,10 @@ def check_frontier(ctx: Context) -> Evidence:
             "operations of matrix products, elementwise work left out; time is not measured here",
         ],
         deviations=[FORMULA],
-        plots=[_plot("qwen3-8b", "none", "all"), _plot("qwen3-8b", "rms", "attention")],
+        plots=[
+            _plot("qwen3-8b", "none", "all"), _plot("qwen3-8b", "rms", "attention"),
+            stored(width, mlp_width, ctx.rng(1)), timelines("qwen3-0.6b", DEPTH, 1024), *cost_frontiers(DEPTH),
+        ],
         severity="high",
         fix="count on the factor at default cost only; norms inside every block are needed for even that where "
         "the attacker trains attention or an adapter",

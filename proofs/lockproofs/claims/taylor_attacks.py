@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from flint import fmpq
 
+from lockproofs.attention_trials import relatives
 from lockproofs.claim import (
     Check,
     Claim,
@@ -20,6 +21,7 @@ from lockproofs.claim import (
     Source,
     Verdict,
 )
+from lockproofs.curves.paths import recovered
 from lockproofs.taylor_layers import PAPER, SWIGLU, check_room, tokens
 from lockproofs.taylor_planted import DTYPES, ORDER, Locked, eps, saved
 from lockref.attacks.result import relative_error
@@ -180,7 +182,8 @@ def check_coeff(ctx: Context) -> Evidence:
                  "coefficients", y_label="relative error of W", x_log=True, y_log=True, curves=[
                      Curve(name="attack", x=[eps(d) / 2 for d in DTYPES], y=[r[1] for r in results.values()]),
                      Curve(name="the round-off itself", x=[eps(d) / 2 for d in DTYPES],
-                           y=[eps(d) / 2 for d in DTYPES])])
+                           y=[eps(d) / 2 for d in DTYPES])]),
+            *(recovered(model, results["bfloat16"][0], other, text) for other in relatives(ctx)[:1]),
         ],
         severity="critical",
         fix="None within this design: any array that lets a user evaluate W cₙ(t) lets everyone divide by cₙ(t).",

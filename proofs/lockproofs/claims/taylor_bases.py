@@ -8,6 +8,8 @@ from flint import arb
 
 from lockproofs.balls import errors, formula, lower, upper, working
 from lockproofs.claim import Check, Claim, Context, Curve, Evidence, Grade, Plot, Source, Verdict
+from lockproofs.curves.taylor import certified as certified_plots
+from lockproofs.curves.taylor import chebyshev_bound, chebyshev_error
 from lockproofs.enclosures import bernstein_radius, chebyshev_bounds, chebyshev_interpolant, greatest_error
 from lockproofs.taylor_layers import LENGTH, ORDERS, PAPER, SWIGLU, Layer, check_room, observe, text_name, tokens
 from lockref.autodiff import ops
@@ -165,7 +167,7 @@ def check_basis(ctx: Context) -> Evidence:
                  y_label="relative error", y_log=True,
                  curves=[Curve(name=name, x=[*ORDERS], y=rows[i]) for name, rows in by_basis.items()])
             for i, where in ((0, "first layer"), (len(layers) - 1, "last layer"))
-        ],
+        ] + certified_plots("Chebyshev", chebyshev_error, chebyshev_bound),
         fix="Hermite or Chebyshev instead of Taylor, and clip pre-activations to the range",
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from lockproofs.claim import (
     Source,
     Verdict,
 )
+from lockproofs.curves.taylor import certified, taylor_bound, taylor_error
 from lockproofs.taylor_layers import ORDERS, PAPER, SWIGLU, Layer, observe, text_name
 from lockref.autodiff import ops
 from lockref.locks import taylor_series
@@ -283,7 +284,7 @@ def check_radius(ctx: Context) -> Evidence:
             "coefficients and pre-activations in float64",
         ],
         deviations=[SWIGLU],
-        plots=_plots(layers),
+        plots=[*_plots(layers), *certified("Taylor", taylor_error, taylor_bound)],
         severity="medium" if outside else None,
         fix="expand in a basis that converges on the whole observed range (Chebyshev), or refuse orders and ranges "
         "beyond the radius"
