@@ -51,6 +51,21 @@ def sample_scale(
     return np.where(at < below, low + at, 1 + gap + (at - below))
 
 
+def quadrature(
+    nodes: int, low: float = 0.05, high: float = 2.0, gap: float = 0.05
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scales s and probabilities p with Σ p f(s) = E f(s) for every polynomial f of degree below 2 · nodes.
+
+    Gauss-Legendre on each interval of the law of `sample_scale`, 2 · nodes scales in all. The error for other f is
+    the caller's to bound.
+    """
+    at, weight = np.polynomial.legendre.leggauss(nodes)
+    total = (1 - gap - low) + (high - 1 - gap)
+    ends = ((low, 1 - gap), (1 + gap, high))
+    scales = [(a + b) / 2 + (b - a) / 2 * at for a, b in ends]
+    return np.concatenate(scales), np.concatenate([(b - a) / 2 / total * weight for a, b in ends])
+
+
 def scaled(base: Parameters, update: Parameters, s: float) -> dict[str, Any]:
     """W₀ + sΔ tensor by tensor; a tensor without an update stays as it is.
 

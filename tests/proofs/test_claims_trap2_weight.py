@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockproofs.claim import BadInput, Context, Grade, Verdict, settle
-from lockproofs.claims import trap2 as claims
+from lockproofs.claims import trap2_weight as claims
 from lockproofs.subject import Subject, zoo_subject
 from lockref.autodiff import grad
 from lockref.locks.trap2 import WEIGHTINGS, Weighting, scaled
