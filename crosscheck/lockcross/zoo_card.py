@@ -18,7 +18,8 @@ MARKDOWN = """\
 # The zoo: tiny trained Qwen3 models
 
 Written by `python -m lockcross.train_zoo` from what it measured; `card.json` holds the same figures
-and more. Do not edit either by hand: run the script.
+and more. Do not edit either by hand: run the script. Locked forms of `base` have a card of their own,
+[LOCKED.md](LOCKED.md).
 
 {count} models of {parameters:,} parameters in the Qwen3 architecture, one byte per token, each
 really trained, norm gains included. `base` models text and has seen a little of every skill, so

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lockref.locks import dlr_run
+from lockref.locks import distillation, dlr_run
 from lockref.locks.dlr import locked_block
 from lockref.locks.manifest import read_manifest
 from lockref.models import qwen3
@@ -46,14 +46,14 @@ def test_it_locks_and_what_it_wrote_loads(source, tmp_path, capsys):
 
 def test_interrupted_it_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch, capsys):
     run(source, tmp_path / "whole")
-    honest = dlr_run.distill_model
+    honest = distillation.distill_model
 
     def interrupted(*args, **options):
-        monkeypatch.setattr(dlr_run, "distill_model", honest)
+        monkeypatch.setattr(distillation, "distill_model", honest)
         honest(*args, **options, stop_after=2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dlr_run, "distill_model", interrupted)
+    monkeypatch.setattr(distillation, "distill_model", interrupted)
     assert run(source, tmp_path / "again") == 130
     assert capsys.readouterr().err == "dlr_run: interrupted; the same command goes on\n"
     assert not (tmp_path / "again").exists()
@@ -114,9 +114,9 @@ def test_weights_are_rounded_to_the_type_that_is_written(source, tmp_path, capsy
 
 def test_it_says_how_long_is_left(monkeypatch):
     clock = iter([10.0, 20.0, 30.0])
-    monkeypatch.setattr(dlr_run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(distillation.time, "monotonic", lambda: next(clock))
     said = []
-    follow = dlr_run.reporter("layer 0 of 2", 150, said.append)
+    follow = distillation.reporter("layer 0 of 2", 150, said.append)
     for step in range(51, 151):  # resumed at step 50: 51 … 100 took ten seconds
         follow(step, 0.5)
     assert said == [

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lockref.autodiff.array import Traced
 from lockref.autodiff.tape import Tape
 
 _SELECTIONS = (np.where, np.maximum, np.minimum)  # one comparison or choice for each element
@@ -31,7 +32,9 @@ class Counted(np.ndarray[Any, Any]):
         self.counter = getattr(parent, "counter", None)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        plain = [np.asarray(x) for x in inputs]
+        if any(isinstance(x, Traced) for x in inputs):
+            return NotImplemented  # a frozen array meets a traced one, which comes back here with its value
+        plain: list[Any] = [x if isinstance(x, tuple) else np.asarray(x) for x in inputs]  # at: a tuple is an index
         target = {} if out is None else {"out": tuple(np.asarray(o) for o in out)}
         result = getattr(ufunc, method)(*plain, **target, **kwargs)
         counter = _counter((*inputs, *(out or ())))

@@ -9,8 +9,7 @@ import argparse
 import platform
 import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockref.autodiff.pages import keep_pages
-from lockref.locks.dlr import assembled, captured, distill_model, distill_module, locked_block, relative_error
-from lockref.locks.dlr_training import Follow, Recipe
+from lockref.locks.distillation import Phases, distill, dlr_student, swiglu_student
+from lockref.locks.dlr import assembled, locked_block
+from lockref.locks.dlr_training import Recipe
 from lockref.locks.manifest import LOCK, Manifest, read_manifest, write_locked
 from lockref.models import dlrnet, qwen3, skills
 from lockref.models.checkpoint_io import CONFIG, WEIGHTS, load_checkpoint, load_config, tensor_code
@@ -28,20 +28,6 @@ from lockref.models.dlrnet import DLRConfig
 from lockref.models.evaluation import TEXT, evaluate
 from lockref.models.qwen3_config import Qwen3Config
 from lockref.models.tensor_file import CheckpointError, read_header, read_tensors
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to make of a model, all of it in the manifest."""
-
-    net: DLRConfig
-    modules: Recipe
-    model: Recipe
-    rows: int  # of tokens for phase 2; an eighth as many are held out
-    captured: int  # the first of them, for phase 1
-    length: int
 
 
 @dataclass(frozen=True)
@@ -59,46 +45,6 @@ def data(rows: int, length: int, rng: np.random.Generator, held_out: bool) -> ND
     parts = [skills.pack_lines(name, rng, few, length, held_out) for name in skills.SKILLS]
     parts.append(skills.text_rows(skills.stdlib_bytes(held_out), rng, max(1, rows - 2 * few), length))
     return rng.permutation(np.concatenate(parts).astype(np.int64))
-
-
-def lock(
-    tensors: Mapping[str, Any], config: Qwen3Config, plan: Plan, tokens: Any, test: Any, work: Path, say: Say = print
-) -> tuple[dict[str, NDArray[Any]], list[float]]:
-    """Both phases, with states in the directory `work`: the locked model's tensors, and each module's held-out error.
-
-    The error of a module is that of phase 1, ‖net(x) − mlp(x)‖² / ‖mlp(x)‖² on the original's own activations.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    nets: dict[int, Any] = {}
-    errors = []
-    seen = (captured(tensors, rows, config, plan.net.placement) for rows in (tokens[: plan.captured], test))
-    for i, ((x, y), (tx, ty)) in enumerate(zip(*seen, strict=True)):
-        what = f"layer {i} of {config.num_hidden_layers}"
-        state = distill_module(
-            x, y, plan.net, plan.modules, file=work / f"layer{i}", follow=reporter(what, plan.modules.steps, say)
-        )
-        nets[i] = state.params
-        errors.append(float(relative_error(state.params, tx, ty, plan.net)))
-        say(f"{what}: relative error {errors[-1]:.4f} held out")
-    whole = distill_model(
-        tensors, nets, tokens, config, plan.net, plan.model, file=work / "model",
-        follow=reporter("model", plan.model.steps, say),
-    )  # fmt: skip
-    return {**assembled(tensors, nets), **whole.params}, errors
-
-
-def reporter(what: str, steps: int, say: Say, every: int = 50) -> Follow:
-    """Says the loss and the remaining time of a training, every so many steps."""
-    begun: list[tuple[int, float]] = []  # the first step of this run: a resumed one starts late
-
-    def follow(step: int, value: float) -> None:
-        begun.append((step, time.monotonic())) if not begun else None
-        if step % every == 0 or step == steps:
-            (first, start), now = begun[0], time.monotonic()
-            left = (now - start) / (step - first) * (steps - step) if step > first else 0.0
-            say(f"{what}: step {step} of {steps}, loss {value:.4f}, {left:.0f} s left")
-
-    return follow
 
 
 def load(path: Path, dtype: Any = np.float64) -> Locked:
@@ -130,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--norm", choices=dlrnet.NORMS, default="rms")
     parser.add_argument("--placement", choices=dlrnet.PLACEMENTS, default="difference")
-    parser.add_argument("--steps", type=int, default=600, help="of phase 1, for each layer")
-    parser.add_argument("--healing", type=int, default=1500, help="steps of phase 2")
-    parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate of phase 1")
-    parser.add_argument("--healing-rate", type=float, default=1e-3, help="peak learning rate of phase 2")
+    parser.add_argument("--steps", type=int, default=900, help="of phase 1, for each layer")
+    parser.add_argument("--healing", type=int, default=1000, help="steps of phase 2")
+    parser.add_argument("--rate", type=float, default=2e-2, help="peak learning rate of phase 1")
+    parser.add_argument("--healing-rate", type=float, default=2e-3, help="peak learning rate of phase 2")
     parser.add_argument("--rows", type=int, default=4096, help="of tokens, an eighth as many held out")
     parser.add_argument("--captured", type=int, default=1024, help="rows of them that phase 1 learns from")
     parser.add_argument("--length", type=int, default=128)
@@ -158,27 +104,30 @@ def _run(given: argparse.Namespace) -> None:
     tensor_code(given.target, given.dtype)
     source = load_checkpoint(given.source, np.float32)
     d, m = source.config.hidden_size, source.config.intermediate_size
-    rank = dlrnet.parity(d, m, given.depth, given.norm).rank
-    plan = Plan(
-        DLRConfig(d, rank, given.depth, given.norm, placement=given.placement),
+    net = DLRConfig(
+        d, dlrnet.parity(d, m, given.depth, given.norm).rank, given.depth, given.norm, placement=given.placement
+    )
+    phases = Phases(
         Recipe(given.steps, given.rate, given.seed),
         Recipe(given.healing, given.healing_rate, given.seed),
-        given.rows,
         given.captured,
-        given.length,
     )
     rng = np.random.default_rng(given.seed)
-    tokens, test = data(plan.rows, plan.length, rng, False), data(max(3, plan.rows // 8), plan.length, rng, True)
+    tokens, test = data(given.rows, given.length, rng, False), data(max(3, given.rows // 8), given.length, rng, True)
     work = given.target.with_name(given.target.name + ".work")
-    exact, errors = lock(source.tensors, source.config, plan, tokens, test, work)
-    tensors = {name: rounded(w, given.dtype) for name, w in exact.items()}
+    found = distill(
+        source.tensors, source.config, swiglu_student(source.config), dlr_student(net), phases, tokens, test,
+        work=work, say=print,
+    )  # fmt: skip
+    tensors = {name: rounded(w, given.dtype) for name, w in found.model.items()}
     manifest = Manifest(
-        parts={"dlr": asdict(plan)},
+        parts={"dlr": {"net": asdict(net), **asdict(phases)}},
         source=source.files,
         command="python -m lockref.locks.dlr_run SRC DST " + _options(given),
         seed=given.seed,
         versions={"python": platform.python_version(), "numpy": np.__version__},
-        figures=figures(source.tensors, tensors, source.config, plan.net) | {"relative_error": errors},
+        figures=figures(source.tensors, tensors, source.config, net)
+        | {"relative_error": found.errors, "row_error": found.row_errors},
     )
     write_locked(given.target, source.config, tensors, manifest, given.dtype)
     shutil.rmtree(work)
