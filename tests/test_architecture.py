@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = {"lockref": ROOT / "ref", "lockproofs": ROOT / "proofs", "lockcross": ROOT / "crosscheck"}
+SOURCES = {
+    "lockref": ROOT / "ref",
+    "lockproofs": ROOT / "proofs",
+    "lockcross": ROOT / "crosscheck",
+    "lockfigs": ROOT / "paper_figs",
+}
 FLOORS = ("lockref.autodiff", "lockref.models", "lockref.locks", "lockref.attacks")
 HEAVY = {"torch", "transformers", "peft", "mergekit"}
 
 FORBIDDEN = {
-    "lockref": {"lockproofs", "lockcross", *HEAVY},
-    "lockproofs": {"lockcross", *HEAVY},
-    "lockcross": {"lockproofs"},
+    "lockref": {"lockproofs", "lockcross", "lockfigs", *HEAVY},
+    "lockproofs": {"lockcross", "lockfigs", *HEAVY},
+    "lockcross": {"lockproofs", "lockfigs"},
+    "lockfigs": {"lockref", "lockcross", *HEAVY},  # it recomputes nothing
     **{floor: set(FLOORS[i + 1 :]) for i, floor in enumerate(FLOORS)},
     "lockref.merging": set(FLOORS),  # on the ground, beside autodiff
 }

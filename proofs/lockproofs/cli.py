@@ -198,6 +198,28 @@ def _attack(
         print(f"(chosen by {said['chosen_by']}), {len(said['changed_tensors'])} tensors changed.")
 
 
+@app.command("figures")
+def _figures(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the figures go.")],
+    only: Annotated[str | None, typer.Option(metavar="NAME,…", help="Only these figures.")] = None,
+    report: Annotated[Path, typer.Option(metavar="FILE", help="The report.json to draw from.")] = DEFAULT_OUT
+    / "report.json",
+    quiet: Quiet = False,
+) -> None:
+    """Draw the figures from a report and stored results: PDF, SVG, PNG, their CSV, captions."""
+    from lockproofs.claim import BadInput
+
+    try:
+        from lockfigs.gallery import draw
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "matplotlib":
+            raise BadInput("figures need matplotlib: python -m pip install 'lockref[figures]'") from None
+        raise
+    written = draw(out, report, only)
+    if not quiet:
+        print(f"wrote {len(written)} files to {out}: {', '.join(name for name in written if name.endswith('.pdf'))}")
+
+
 @app.command("doctor")
 def _doctor(json: Json = None) -> None:
     """Say what is installed: versions, BLAS, threads, extras, devices, embedded models."""

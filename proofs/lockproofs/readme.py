@@ -4,24 +4,31 @@ Without arguments it refreshes README.md and docs/*.md of the checkout it stands
 
     <!-- verdicts -->    … <!-- /verdicts -->      is the table of all claims, and with ids' beginnings, as in
     <!-- verdicts MB TAYLOR --> … <!-- /verdicts -->   of these claims only;
-    <!-- proofs MB TAYLOR -->   … <!-- /proofs -->     says how each of them is checked, or its proof.
+    <!-- proofs MB TAYLOR -->   … <!-- /proofs -->     says how each of them is checked, or its proof;
+    <!-- excerpt MB-T2A -->     … <!-- /excerpt -->    is what the published report, docs/report.json, found; and
+    <!-- value MB-T2A: name of a check -->…<!-- /value -->   within a line is that check's value there.
 
-The verdicts are the recorded ones, which every audit of the embedded models compares with what it finds.
+The verdicts are the recorded ones, which every audit of the embedded models compares with what it finds. The published
+report is made by `lockref audit --out DIR` and copied to docs/; figures and excerpts of the pages come from it.
 """
 
 import inspect
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from lockproofs.claim import Claim
+from lockproofs.claim import Claim, Verdict
 from lockproofs.claims import all_claims
-from lockproofs.render import SYMBOLS, plain
+from lockproofs.render import SYMBOLS, given, plain, quantity
 
-BLOCK = re.compile(r"<!-- (verdicts|proofs)((?: [A-Z0-9-]+)*) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
-MARKER = re.compile(r"<!-- /?(?:verdicts|proofs)\b[^>]*-->")
+BLOCK = re.compile(r"<!-- (verdicts|proofs|excerpt)((?: [A-Z0-9-]+)*) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+VALUE = re.compile(r"<!-- value ([A-Z0-9-]+): (.*?) -->(.*?)<!-- /value -->")
+MARKER = re.compile(r"<!-- /?(?:verdicts|proofs|excerpt|value)\b[^>]*-->")
 CHECKOUT = Path(__file__).parents[2]
 
 Claims = Mapping[str, Claim]
@@ -68,6 +75,34 @@ def _proof(claim: Claim, page: Path) -> str:
     )
 
 
+@cache
+def published(checkout: Path = CHECKOUT) -> dict[str, dict[str, Any]]:
+    """The claims of the published report by id."""
+    report = json.loads((checkout / "docs" / "report.json").read_bytes())
+    return {claim["id"]: claim for claim in report["claims"]}
+
+
+def excerpt(claim: Mapping[str, Any]) -> str:
+    """What the published report says of a claim: verdict, finding, and the counterexample with its lines by hand."""
+    verdict = Verdict(claim["verdict"])
+    lines = [
+        f"> **{claim['id']}** {SYMBOLS[verdict]} **{verdict.value}** ({claim['grade']}): {plain(claim['statement'])}"
+    ]
+    lines += [">", f"> {plain(claim['explanation'])}"]
+    if found := claim["counterexample"]:
+        text = f"{given(found['given'])}\n\n{found['by_hand']}\n\n{found['got']}"
+        lines += [">", "> ```text", *(f"> {line}".rstrip() for line in text.splitlines()), "> ```"]
+    return "\n".join(lines)
+
+
+def value(claim_id: str, check: str) -> str:
+    """The value of a check in the published report, with its unit. Raises ValueError where there is none."""
+    for found in published().get(claim_id, {"checks": []})["checks"]:
+        if found["name"] == check:
+            return quantity(found["value"], found["unit"])
+    raise ValueError(f"docs/report.json has no check {check!r} of {claim_id}: make the published report again")
+
+
 def chosen(claims: Claims, beginnings: str) -> list[Claim]:
     """The claims whose id begins so, all without any. Raises ValueError for a beginning that no id has."""
     wanted = beginnings.split()
@@ -96,15 +131,20 @@ def refreshed(page: Path, text: str, claims: Claims, proofs: Mapping[str, Path])
     write: dict[str, Callable[[list[Claim]], str]] = {
         "verdicts": lambda some: verdict_table(some, page, proofs),
         "proofs": lambda some: proof_list(some, page),
+        "excerpt": lambda some: "\n\n".join(excerpt(published()[claim.id]) for claim in some),
     }
 
     def block(found: re.Match[str]) -> str:
         kind, words, _ = found.groups()
         return f"<!-- {kind}{words} -->\n{write[kind](chosen(claims, words))}\n<!-- /{kind} -->"
 
-    if lone := MARKER.findall(BLOCK.sub("", text)):
+    def number(found: re.Match[str]) -> str:
+        claim_id, check, _ = found.groups()
+        return f"<!-- value {claim_id}: {check} -->{value(claim_id, check)}<!-- /value -->"
+
+    if lone := MARKER.findall(VALUE.sub("", BLOCK.sub("", text))):
         raise ValueError(f"{page}: {lone[0]} has no partner: a block is <!-- NAME … -->, a line, <!-- /NAME -->")
-    return BLOCK.sub(block, text)
+    return VALUE.sub(number, BLOCK.sub(block, text))
 
 
 def pages(checkout: Path = CHECKOUT) -> dict[Path, str]:

@@ -201,12 +201,12 @@ def ensure_writable(out: Path) -> None:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, named: str = "--out") -> Iterator[Path]:
     """A directory to write into, whose files replace those of `out` at the end, or vanish on an error.
 
-    Raises BadInput if `out` is a file or cannot be written.
+    Raises BadInput, which calls the directory `named`, if `out` is a file or cannot be written.
     """
-    shelter = _shelter(out)
+    shelter = _shelter(out, named)
     try:
         staging = shelter / "report"  # not the shelter itself: its mode is private
         staging.mkdir()
@@ -214,20 +214,20 @@ def staged(out: Path) -> Iterator[Path]:
         try:
             _publish(staging, out)
         except OSError as error:
-            raise BadInput(f"--out {out}: {error.strerror}: choose another directory") from error
+            raise BadInput(f"{named} {out}: {error.strerror}: choose another directory") from error
     finally:
         shutil.rmtree(shelter, ignore_errors=True)
 
 
-def _shelter(out: Path) -> Path:
+def _shelter(out: Path, named: str = "--out") -> Path:
     """A new directory on the file system of `out`, so that its files get there by a rename."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise BadInput(f"--out {out}: {nearest} is a file: choose a directory")
+        raise BadInput(f"{named} {out}: {nearest} is a file: choose a directory")
     try:
         return Path(tempfile.mkdtemp(prefix=".lockref-", dir=nearest))
     except OSError as error:
-        raise BadInput(f"--out {out}: cannot write there ({error.strerror}): choose another") from error
+        raise BadInput(f"{named} {out}: cannot write there ({error.strerror}): choose another") from error
 
 
 def _publish(staging: Path, out: Path) -> None:
