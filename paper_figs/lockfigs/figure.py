@@ -23,6 +23,7 @@ class Figure:
     read: Callable[[Sources], list[Row]]
     draw: Callable[[list[Row]], Canvas]
     caption: Callable[[Sources], str]
+    needs: tuple[str, ...] = ()  # stored results
 
     @property
     def stem(self) -> str:

@@ -3,21 +3,36 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lockfigs import eq2, frontier, memory, paths, recovery, storage, taylor
+from lockfigs import eq2, finetune, frontier, memory, paths, recovery, storage, taylor
 from lockfigs.figure import Figure
 from lockfigs.sources import Sources
 from lockproofs.claim import BadInput
 from lockproofs.report import staged
 
-FIGURES = {module.FIGURE.name: module.FIGURE for module in (storage, memory, frontier, eq2, paths, taylor, recovery)}
+FIGURES = {
+    module.FIGURE.name: module.FIGURE for module in (storage, memory, frontier, eq2, paths, taylor, recovery, finetune)
+}
 CAPTIONS = "captions.md"
 Track = Callable[[Sequence[Figure]], Iterable[Figure]]
 
 
-def chosen(wanted: str | None) -> list[Figure]:
-    """The figures of these comma-separated names; all without any. Raises BadInput for an unknown one."""
+def waiting(sources: Sources) -> list[Figure]:
+    """Figures whose experiments have no stored result yet."""
+    return [figure for figure in FIGURES.values() if not all(map(sources.has, figure.needs))]
+
+
+def missing(report: Path) -> list[str]:
+    """One line for each figure that cannot be drawn yet, with the command that makes it possible."""
+    return [
+        f"not drawn: {figure.name}; run python -m lockproofs.experiments {' and '.join(figure.needs)}"
+        for figure in waiting(Sources(report))
+    ]
+
+
+def chosen(wanted: str | None, sources: Sources) -> list[Figure]:
+    """The figures of these comma-separated names; all that are not waiting without any. Raises BadInput."""
     if wanted is None:
-        return list(FIGURES.values())
+        return [figure for figure in FIGURES.values() if figure not in waiting(sources)]
     names = {word.strip() for word in wanted.split(",")}
     if unknown := sorted(names - FIGURES.keys()):
         raise BadInput(f"--only {unknown[0]!r}: no such figure; choose from {', '.join(FIGURES)}")
@@ -30,7 +45,8 @@ def draw(out: Path, report: Path, only: str | None = None, track: Track = iter) 
     Captions of the figures drawn are in captions.md. Raises BadInput where a source is missing or another version's,
     for an unknown name, and where the directory cannot be written.
     """
-    figures, sources = chosen(only), Sources(report)
+    sources = Sources(report)
+    figures = chosen(only, sources)
     with staged(out, "DIR") as folder:
         captions = [figure.write(sources, folder) for figure in track(figures)]
         (folder / CAPTIONS).write_text("\n\n".join(captions) + "\n", encoding="utf-8")

@@ -210,7 +210,7 @@ def _figures(
     from lockproofs.claim import BadInput
 
     try:
-        from lockfigs.gallery import draw
+        from lockfigs.gallery import draw, missing
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "matplotlib":
             raise BadInput("figures need matplotlib: python -m pip install 'lockref[figures]'") from None
@@ -218,6 +218,8 @@ def _figures(
     written = draw(out, report, only)
     if not quiet:
         print(f"wrote {len(written)} files to {out}: {', '.join(name for name in written if name.endswith('.pdf'))}")
+        for line in missing(report) if only is None else []:
+            print(line)
 
 
 @app.command("doctor")

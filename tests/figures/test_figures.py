@@ -8,16 +8,21 @@ import shlex
 import numpy as np
 import pytest
 
-from lockfigs.gallery import CAPTIONS, FIGURES
+from lockfigs import finetune
+from lockfigs.gallery import CAPTIONS, FIGURES, waiting
 from lockfigs.sources import Sources
 from lockproofs.audit import audit
+from lockproofs.claim import BadInput
 from lockproofs.claims import all_claims
 from lockproofs.cli import main
-from lockproofs.readme import CHECKOUT
+from lockproofs.experiments import dlr_stored_bytes
+from lockproofs.experiments.store import Result, stored
+from lockproofs.readme import CHECKOUT, pages
 from lockproofs.subject import zoo_subject
 
 REPORT = CHECKOUT / "docs" / "report.json"
 KINDS = ("csv", "pdf", "png", "svg")
+DRAWN = {name: figure for name, figure in FIGURES.items() if figure not in waiting(Sources(REPORT))}
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +64,12 @@ def strangers(file, report):
 
 
 def test_every_figure_has_its_files(drawn):
-    names = {f"{figure.stem}.{kind}" for figure in FIGURES.values() for kind in KINDS} | {CAPTIONS}
+    names = {f"{figure.stem}.{kind}" for figure in DRAWN.values() for kind in KINDS} | {CAPTIONS}
     assert {path.name for path in drawn.iterdir()} == names
     assert [figure.number for figure in FIGURES.values()] == sorted({figure.number for figure in FIGURES.values()})
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_csv_says_what_the_report_says(name, drawn, report):
     file = drawn / f"{FIGURES[name].stem}.csv"
     assert strangers(file, report) == set()
@@ -82,8 +87,8 @@ def test_a_changed_number_and_a_missing_point_are_seen(drawn, report, tmp_path):
 
 def test_captions_say_model_cases_and_commands(drawn, report):
     captions = (drawn / CAPTIONS).read_text(encoding="utf-8").strip().split("\n\n")
-    assert len(captions) == len(FIGURES)
-    for caption, figure in zip(captions, FIGURES.values(), strict=True):
+    assert len(captions) == len(DRAWN)
+    for caption, figure in zip(captions, DRAWN.values(), strict=True):
         assert caption.startswith(f"**Figure {figure.number}. {figure.title}.**")
         assert f"`lockref figures DIR --only {figure.name}`" in caption and re.search(r"seed \d", caption)
         for said in re.findall(r"([A-Z]+(?:-[A-Z0-9]+)+) \(([\d,]+) cases\)", caption):
@@ -92,7 +97,7 @@ def test_captions_say_model_cases_and_commands(drawn, report):
 
 
 def test_fonts_are_embedded_and_nothing_is_dated(drawn):
-    for figure in FIGURES.values():
+    for figure in DRAWN.values():
         pdf = (drawn / f"{figure.stem}.pdf").read_bytes()
         assert b"/FontFile2" in pdf and b"/Type3" not in pdf and b"CreationDate" not in pdf
         svg = (drawn / f"{figure.stem}.svg").read_text(encoding="utf-8")
@@ -111,8 +116,13 @@ def test_the_figures_of_the_pages_are_these(drawn):
     """The versions of constraints.txt draw the same bytes everywhere."""
     kept = CHECKOUT / "docs" / "figures"
     command = "run lockref figures docs/figures --report docs/report.json"
-    for name in (CAPTIONS, *(f"{figure.stem}.svg" for figure in FIGURES.values())):
+    shown = {match for page in pages().values() for match in re.findall(r"figures/([\w-]+\.svg)", page)}
+    assert len(shown) >= 5
+    for name in shown:
         assert (kept / name).read_bytes() == (drawn / name).read_bytes(), f"docs/figures/{name} is stale: {command}"
+    now = (drawn / CAPTIONS).read_text(encoding="utf-8")
+    old = [text for text in (kept / CAPTIONS).read_text(encoding="utf-8").strip().split("\n\n") if text not in now]
+    assert not old, f"docs/figures/{CAPTIONS} is stale: {command}"
 
 
 def test_the_published_report_is_what_an_audit_finds(report):
@@ -130,7 +140,7 @@ def test_the_published_report_is_what_an_audit_finds(report):
 
 
 def test_column_width(drawn):
-    for figure in FIGURES.values():
+    for figure in DRAWN.values():
         width = int.from_bytes((drawn / f"{figure.stem}.png").read_bytes()[16:20], "big")
         assert width == 990, f"{figure.name}: {width} pixels at 300 per inch, want 3.3 inches"
 
@@ -200,8 +210,50 @@ def test_bad_input_is_one_line_and_nothing_is_written(line, words, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a-folder"]
 
 
-def test_a_missing_result_names_its_command(tmp_path):
-    from lockproofs.claim import BadInput
+def test_pytorch_keeps_what_the_ledger_says(report):
+    """Stored rows against the report, and the first depth of each once more."""
+    ledgers = points(report)
+    rows = stored("dlr_stored_bytes").rows
+    for way in dlr_stored_bytes.WAYS:
+        got = [(row["depth"], row["bytes_per_token"]) for row in rows if row["way"] == way]
+        (want,) = [curve for name, curve in ledgers.items() if name.endswith(f"| {way}: ledger")]
+        assert got == want
+        again = dlr_stored_bytes.measure({"way": way, "depth": got[2][0]})
+        assert again["bytes_per_token"] == got[2][1]
 
+
+def fine_tuned(rates):
+    """A made-up result: two seeds a rate, held-out losses as given."""
+    rows = [
+        {"model": model, "trained": "all", "rate": rate, "seed": seed, "held_out": losses}
+        for model, found in rates.items()
+        for rate, both in found.items()
+        for seed, losses in enumerate(both)
+    ]
+    known = stored("dlr_stored_bytes")
+    settings = {"every": 5, "steps": 10, "skill": "add"}
+    return known.model_copy(update={"experiment": "dlr_finetune", "rows": rows, "settings": settings})
+
+
+def test_the_best_rate_is_each_models_own_and_never_one_that_diverged(tmp_path):
+    result = fine_tuned(
+        {
+            "original": {0.1: [[3.0, 2.0, 1.0], [3.0, 2.5, 2.0]], 0.2: [[3.0, 1.0, 0.5], [3.0, 9.0, None]]},
+            "locked": {0.1: [[4.0, 3.0, 3.0], [4.0, 3.0, 3.0]], 0.2: [[4.0, 3.0, 2.0], [4.0, 3.0, 2.5]]},
+        }
+    )
+    assert isinstance(result, Result)
+    (tmp_path / "dlr_finetune.json").write_text(result.model_dump_json(), encoding="utf-8")
+    sources = Sources(REPORT, tmp_path)
+    found = {(row.series, row.x): (row.low, row.y, row.high) for row in finetune.read(sources)}
+    assert found == {
+        ("original", 0): (3.0, 3.0, 3.0), ("original", 5): (2.0, 2.25, 2.5), ("original", 10): (1.0, 1.5, 2.0),
+        ("locked", 0): (4.0, 4.0, 4.0), ("locked", 5): (3.0, 3.0, 3.0), ("locked", 10): (2.0, 2.25, 2.5),
+    }  # fmt: skip
+    said = finetune.FIGURE.write(sources, tmp_path)
+    assert "mean of 2 seeds" in said and (tmp_path / "figure9-finetune.pdf").stat().st_size > 1000
+
+
+def test_a_missing_result_names_its_command(tmp_path):
     with pytest.raises(BadInput, match=r"run python -m lockproofs\.experiments dlr_finetune$"):
         Sources(REPORT, tmp_path).stored("dlr_finetune")

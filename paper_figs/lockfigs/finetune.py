@@ -1,0 +1,98 @@
+"""Figure 9: fine-tuning at each model's best rate of the grid, original against locked, with the spread over seeds."""
+
+import math
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure as Canvas
+
+from lockfigs import style
+from lockfigs.figure import Figure
+from lockfigs.sources import Row, Sources, series
+from lockproofs.experiments.store import Result
+
+RESULT = "dlr_finetune"
+TRAINED = {"all": "all weights", "attention": "attention", "mlp": "MLPs", "lora": "LoRA"}
+Runs = list[dict[str, Any]]
+
+
+def seeds(result: Result) -> list[int]:
+    """Seeds that every locked model has run with: more runs of the original are another claim's control."""
+    return sorted(set.intersection(*({r["seed"] for r in result.where(model=m)} for m in models(result))))
+
+
+def models(result: Result) -> list[str]:
+    """In the order of the rows."""
+    return list(dict.fromkeys(row["model"] for row in result.rows))
+
+
+def best(result: Result, model: str, trained: str) -> Runs:
+    """The runs, one a seed, at the rate of least mean final loss; a rate at which a run diverged is never the best."""
+    rates: dict[float, Runs] = {}
+    for row in result.where(model=model, trained=trained):
+        if row["seed"] in seeds(result):
+            rates.setdefault(row["rate"], []).append(row)
+
+    def final(runs: Runs) -> float:
+        last = [run["held_out"][-1] for run in runs]
+        return math.inf if None in last else fmean(last)
+
+    return min(rates.values(), key=final) if rates else []
+
+
+def read(sources: Sources) -> list[Row]:
+    """Mean, least and greatest held-out loss over the seeds, at every step at which it was measured."""
+    result, rows = sources.stored(RESULT), []
+    every, steps = result.settings["every"], result.settings["steps"]
+    for trained, panel in TRAINED.items():
+        for model in models(result):
+            runs = best(result, model, trained)
+            count = min((len(run["held_out"]) for run in runs), default=0)
+            for i in range(count):
+                y = [run["held_out"][i] for run in runs if run["held_out"][i] is not None]
+                where = f"{model}, {trained}, rate {runs[0]['rate']:g}, {len(runs)} seeds"
+                x = steps - (count - 1 - i) * every
+                spread = (fmean(y), min(y), max(y)) if y else (None, None, None)
+                rows.append(Row(panel, model, x, spread[0], f"result {RESULT} | {where} | held_out[{i}]", *spread[1:]))
+    return rows
+
+
+def draw(rows: list[Row]) -> Canvas:
+    """A panel for what trains, one scale for all."""
+    canvas = style.canvas(3.6)
+    axes = canvas.subplots(2, 2, sharex=True, sharey=True).ravel()
+    names = list(dict.fromkeys(row.series for row in rows))
+    for i, (ax, panel) in enumerate(zip(axes, TRAINED.values(), strict=True)):
+        for name, line in series(rows, panel).items():
+            how = style.look(names.index(name), marker=True) | {"markerfacecolor": "white", "markevery": 2}
+            style.draw(ax, line, label=name, **how)
+            low, high = ([float("nan") if v is None else v for v in side] for side in zip(*spreads(line), strict=True))
+            ax.fill_between([float(row.x) for row in line], low, high, color=how["color"], alpha=0.2, linewidth=0)
+        style.panel_name(ax, f"({'abcd'[i]}) {panel}")
+        ax.set_xlabel("step" if i > 1 else "")
+    handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    canvas.supylabel("held-out loss, nats per token", fontsize=7)
+    canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, columnspacing=1.0)
+    return canvas
+
+
+def spreads(line: list[Row]) -> list[tuple[float | None, float | None]]:
+    """Low and high of every row."""
+    return [(row.low, row.high) for row in line]
+
+
+def caption(sources: Sources) -> str:
+    """What is shown."""
+    result = sources.stored(RESULT)
+    rates = len({row["rate"] for row in result.rows})
+    return (
+        f"Held-out loss on the skill {result.settings['skill']} while the zoo's base, its locked forms and a planted "
+        f"lock that does hinder are fine-tuned for {result.settings['steps']} steps, each at its own best rate of the "
+        f"grid ({rates} rates in all); mean of {len(seeds(result))} seeds, band from the least to the greatest. What "
+        "trains is named above each panel."
+    )
+
+
+FIGURE = Figure(
+    9, "finetune", "Fine-tuning at the best rate, original against locked", read, draw, caption, needs=(RESULT,)
+)
