@@ -27,7 +27,7 @@ from lockref.autodiff.array import Traced, next_serial
 from lockref.autodiff.primitive import Primitive
 from lockref.autodiff.tree import flatten
 
-UNIT32, UNIT64 = 2.0**-24, 2.0**-53
+UNIT16, UNIT32, UNIT64 = 2.0**-8, 2.0**-24, 2.0**-53  # of bfloat16, float32, float64
 EXACT = frozenset(
     {"reshape", "transpose", "broadcast_to", "getitem", "take", "join", "negative", "max", "maximum", "where"}
 )
@@ -37,14 +37,22 @@ BASIC = frozenset({"add", "subtract", "multiply", "divide"})
 class Rounding:
     """A trace whose operations commit rounding errors of size `unit`.
 
-    `inside` gives another unit within named fused operations, for mixed precision.
+    `inside` gives another unit within named fused operations, for mixed precision; `wide` is the one in which sums
+    add up and RoPE computes its angles before the result is rounded to `unit`, as hardware does for bfloat16.
     """
 
-    def __init__(self, unit: float, rng: np.random.Generator, inside: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        unit: float,
+        rng: np.random.Generator,
+        inside: Mapping[str, float] | None = None,
+        wide: float | None = None,
+    ) -> None:
         self.serial = next_serial()
         self.unit = unit
         self.rng = rng
         self.inside = dict(inside or {})
+        self.wide = wide
 
     def apply(self, op: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """op(*args, **params) with its rounding error."""
@@ -74,12 +82,12 @@ class Rounding:
             return None
         if name == "matmul":
             x, y = values
-            return self.unit * sqrt(x.shape[-1]) * np.matmul(np.abs(x), np.abs(y))
+            return self._summed(x.shape[-1], np.matmul(np.abs(x), np.abs(y)), out)
         if name in ("sum", "mean"):
             x = values[0]
             terms = np.sum(np.abs(x), axis=params.get("axis"), keepdims=params.get("keepdims", False))
             n = x.size / max(np.size(out), 1)
-            return self.unit * sqrt(n) * (terms / n if name == "mean" else terms)
+            return self._summed(n, terms / n if name == "mean" else terms, out)
         if name == "scatter":  # rows that meet at one index are added up
             key, shape = params["key"], params["shape"]
             counts, terms = np.zeros(shape), np.zeros(shape)
@@ -89,11 +97,17 @@ class Rounding:
         scale = 1 if name in BASIC else 4
         return scale * self.unit * np.where(np.isfinite(out), np.abs(out), 0.0)  # a causal mask holds −∞
 
+    def _summed(self, n: float, magnitudes: Any, out: Any) -> Any:
+        """Of a sum of n terms, given Σ|terms|."""
+        if self.wide is None:
+            return self.unit * sqrt(n) * magnitudes
+        return self.wide * sqrt(n) * magnitudes + self.unit * np.abs(out)
+
     def _tables(self, cos: Any, sin: Any) -> dict[str, Any]:
         """RoPE tables whose angles were rounded: a power (which magnifies by |ln f|), two products, a quotient."""
         frequencies = np.arctan2(sin[1:2], cos[1:2])  # the angles at position 1, all in (0, 1]
         angles = np.arange(len(cos))[:, None] * frequencies
-        size = self.unit * angles * (np.abs(np.log(frequencies)) + 4) if len(cos) > 1 else angles
+        size = (self.wide or self.unit) * angles * (np.abs(np.log(frequencies)) + 4) if len(cos) > 1 else angles
         angles = angles + size * self.rng.standard_normal(cos.shape)
         noise = self.unit * self.rng.standard_normal((2, *cos.shape))
         return {"cos": np.cos(angles) + noise[0], "sin": np.sin(angles) + noise[1]}
@@ -105,6 +119,7 @@ def rounding_error(
     unit: float,
     rng: np.random.Generator,
     inside: Mapping[str, float] | None = None,
+    wide: float | None = None,
     draws: int = 8,
 ) -> Any:
     """Largest |error| of each array that f returns, over its elements and over `draws` samples of round-off.
@@ -115,7 +130,7 @@ def rounding_error(
     exact, _, rebuild = flatten(f(*args))
     worst = [0.0] * len(exact)
     for _ in range(draws):
-        trace = Rounding(unit, rng, inside)
+        trace = Rounding(unit, rng, inside, wide)
         leaves, _, restore = flatten(args)
         found, _, _ = flatten(f(*restore([trace.wrap(np.asarray(leaf)) for leaf in leaves])))
         for i, (got, want) in enumerate(zip(found, exact, strict=True)):

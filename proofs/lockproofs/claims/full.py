@@ -1,0 +1,5 @@
+"""Claims about the whole: the locks together, and the two implementations of them."""
+
+from lockproofs.claims.full_parity import PARITY
+
+CLAIMS = (PARITY,)
