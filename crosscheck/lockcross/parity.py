@@ -141,7 +141,7 @@ def projected(config: Qwen3Config, tensors: Tensors, k: int, *, planes: bool) ->
 
 
 def distilled(
-    params: Tensors, x: NDArray[Any], y: NDArray[Any], net: DLRConfig, recipe: Recipe, rows: int, scale: float
+    params: Tensors, x: NDArray[Any], y: NDArray[Any], net: DLRConfig, recipe: Recipe, rows: int
 ) -> list[float]:
     """Losses of phase 1 step by step, with torch's own AdamW and autograd: the recipe's rates, clipping and batches."""
     model = qwen3.DLRNet(net)
@@ -153,7 +153,7 @@ def distilled(
     inputs, goals, losses = torch.from_numpy(x), torch.from_numpy(y), []
     for step in range(recipe.steps):
         chosen = np.random.default_rng([recipe.seed, step]).integers(0, len(x), min(rows, len(x)))
-        loss = (model(inputs[chosen]) - goals[chosen]).pow(2).sum() / (scale * len(chosen))
+        loss = ((model(inputs[chosen]) - goals[chosen]).pow(2).sum(-1) / goals[chosen].pow(2).sum(-1)).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))

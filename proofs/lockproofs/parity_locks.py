@@ -14,8 +14,8 @@ from lockref.attacks.keyless import keyless
 from lockref.attacks.result import relative_error
 from lockref.autodiff import value_and_grad, vjp
 from lockref.locks import attention
-from lockref.locks import dlr as dlr_lock
-from lockref.locks.dlr_training import Recipe, train
+from lockref.locks.distillation import captured, distill_module, dlr_student, swiglu_student
+from lockref.locks.dlr_training import Recipe
 from lockref.locks.trap2 import WEIGHTINGS, objective
 from lockref.merging import merge
 from lockref.models import dlrnet, storage
@@ -25,7 +25,7 @@ from lockref.models.zoo import zoo_path
 
 TARGET, GRADIENTS = 1e-12, 1e-11  # in float64, relative to the largest entry: of values, of gradients
 OPERATORS = ("linear-average", "task-arithmetic", "ties", "ties-mergekit", "slerp-updates", "tsv", "cart")
-STEPS, TOKENS = 20, 7  # of distillation; of an attacked network
+STEPS, ROWS, TOKENS = 20, 24, 7  # of distillation, and in a step; of an attacked network
 STRENGTH = 0.005  # λ of Trap², as published for full updates
 
 
@@ -112,15 +112,12 @@ def distillation(cell: dict[str, Any]) -> dict[str, Any]:
 
     given = case("tiny", "none")
     net = replace(small_net(given.config), norm=cell["norm"], rank=7)
-    x, y = next(iter(dlr_lock.captured(given.tensors, given.tokens, given.config)))
-    recipe, rows, scale = Recipe(STEPS, 5e-3, seed=1, weight_decay=0.1), 24, float(np.mean(np.sum(y * y, axis=-1)))
-    start = dlr_lock.warm_start(x, y, net, np.random.default_rng(0))
-    want = distilled(start, x, y, net, recipe, rows, scale)
-    got = parity.distilled(start, x, y, net, recipe, rows, scale)
-    drift = [
-        np.max(np.abs(np.subtract(distilled(_nudged(start, seed), x, y, net, recipe, rows, scale), want)))
-        for seed in range(4)
-    ]
+    teacher = swiglu_student(given.config)
+    x, y = next(captured(given.tensors, given.tokens, given.config, teacher=teacher))
+    recipe, start = Recipe(STEPS, 5e-3, seed=1, weight_decay=0.1), dlrnet.initialize(net, np.random.default_rng(1))
+    want = distilled(start, x, y, net, recipe)
+    got = parity.distilled(start, x, y, net, recipe, ROWS)
+    drift = [np.max(np.abs(np.subtract(distilled(_nudged(start, s), x, y, net, recipe), want))) for s in range(4)]
     return {
         "losses": float(np.max(np.abs(np.subtract(got, want)))),
         "allowed_losses": 8 * float(max(drift)),
@@ -130,15 +127,11 @@ def distillation(cell: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def distilled(start: Any, x: Any, y: Any, net: DLRConfig, recipe: Recipe, rows: int, scale: float) -> list[float]:
-    """Losses of phase 1 step by step."""
+def distilled(start: Any, x: Any, y: Any, net: DLRConfig, recipe: Recipe) -> list[float]:
+    """Losses of phase 1 from these weights, step by step."""
     losses: list[float] = []
-
-    def loss(params: Any, rng: np.random.Generator) -> Any:
-        chosen = rng.integers(0, len(x), min(rows, len(x)))
-        return dlr_lock.relative_error(params, x[chosen], y[chosen], net, scale)
-
-    train(loss, start, recipe, follow=lambda _, value: losses.append(value))
+    student = replace(dlr_student(net), start=lambda rng, dtype: start)
+    distill_module(x, y, student, recipe, rows=ROWS, follow=lambda _, value: losses.append(value))
     return losses
 
 

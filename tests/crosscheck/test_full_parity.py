@@ -87,7 +87,7 @@ def test_a_projection_that_flips_the_other_end_is_seen(monkeypatch):
 def test_a_wrong_step_of_adamw_is_seen():
     from dataclasses import replace
 
-    from lockproofs.parity_locks import distilled
+    from lockproofs.parity_locks import ROWS, distilled
     from lockref.locks.dlr_training import Recipe
     from lockref.models import dlrnet
 
@@ -95,10 +95,10 @@ def test_a_wrong_step_of_adamw_is_seen():
     start = dlrnet.initialize(net, rng, b_scale=0.5)
     x, y = rng.standard_normal((2, 40, 6))
     recipe = Recipe(6, 1e-2, weight_decay=0.1)
-    want = distilled(start, x, y, net, recipe, 16, 1.0)
-    np.testing.assert_allclose(parity.distilled(start, x, y, net, recipe, 16, 1.0), want, rtol=1e-12)
+    want = distilled(start, x, y, net, recipe)
+    np.testing.assert_allclose(parity.distilled(start, x, y, net, recipe, ROWS), want, rtol=1e-12)
     for wrong in (replace(recipe, weight_decay=0.0), replace(recipe, clip=0.5), replace(recipe, eps=1e-3)):
-        off = np.max(np.abs(np.subtract(parity.distilled(start, x, y, net, wrong, 16, 1.0), want)))
+        off = np.max(np.abs(np.subtract(parity.distilled(start, x, y, net, wrong, ROWS), want)))
         assert off > 1e-8, wrong  # AdamW hardly sees a gradient's scale
 
 
