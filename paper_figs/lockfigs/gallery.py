@@ -1,6 +1,6 @@
 """All figures, and the command that draws them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from lockfigs import eq2, finetune, frontier, memory, paths, recovery, storage, taylor
@@ -13,7 +13,7 @@ FIGURES = {
     module.FIGURE.name: module.FIGURE for module in (storage, memory, frontier, eq2, paths, taylor, recovery, finetune)
 }
 CAPTIONS = "captions.md"
-Track = Callable[[Sequence[Figure]], Iterable[Figure]]
+Follow = Callable[[int, int], None]  # (figures done, figures in all)
 
 
 def waiting(sources: Sources) -> list[Figure]:
@@ -39,7 +39,7 @@ def chosen(wanted: str | None, sources: Sources) -> list[Figure]:
     return [figure for name, figure in FIGURES.items() if name in names]
 
 
-def draw(out: Path, report: Path, only: str | None = None, track: Track = iter) -> list[str]:
+def draw(out: Path, report: Path, only: str | None = None, follow: Follow = lambda done, of: None) -> list[str]:
     """Draws the figures into a directory, all of them or none, and returns the names of the files written.
 
     Captions of the figures drawn are in captions.md. Raises BadInput where a source is missing or another version's,
@@ -48,6 +48,10 @@ def draw(out: Path, report: Path, only: str | None = None, track: Track = iter) 
     sources = Sources(report)
     figures = chosen(only, sources)
     with staged(out, "DIR") as folder:
-        captions = [figure.write(sources, folder) for figure in track(figures)]
+        captions = []
+        for figure in figures:
+            follow(len(captions), len(figures))
+            captions.append(figure.write(sources, folder))
+        follow(len(captions), len(figures))
         (folder / CAPTIONS).write_text("\n\n".join(captions) + "\n", encoding="utf-8")
         return sorted(file.name for file in folder.iterdir())

@@ -208,6 +208,7 @@ def _figures(
 ) -> None:
     """Draw the figures from a report and stored results: PDF, SVG, PNG, their CSV, captions."""
     from lockproofs.claim import BadInput
+    from lockproofs.terminal import counted
 
     try:
         from lockfigs.gallery import draw, missing
@@ -215,7 +216,8 @@ def _figures(
         if error.name and error.name.partition(".")[0] == "matplotlib":
             raise BadInput("figures need matplotlib: python -m pip install 'lockref[figures]'") from None
         raise
-    written = draw(out, report, only)
+    with counted("figures", quiet) as follow:
+        written = draw(out, report, only, follow)
     if not quiet:
         print(f"wrote {len(written)} files to {out}: {', '.join(name for name in written if name.endswith('.pdf'))}")
         for line in missing(report) if only is None else []:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lockfigs import finetune
-from lockfigs.gallery import CAPTIONS, FIGURES, waiting
+from lockfigs.gallery import CAPTIONS, FIGURES, draw, waiting
 from lockfigs.sources import Sources
 from lockproofs.audit import audit
 from lockproofs.claim import BadInput
@@ -185,7 +185,9 @@ def says_one_line(capsys, code, *words):
 @pytest.mark.parametrize("fault", REPORTS)
 def test_a_wrong_report_is_one_line_that_names_the_command(fault, tmp_path, capsys):
     (tmp_path / "report.json").write_text(REPORTS[fault](), encoding="utf-8")
-    code = main(["figures", str(tmp_path / "out"), "--report", str(tmp_path / "report.json"), "--only", "eq2"])
+    code = main(
+        ["figures", str(tmp_path / "out"), "--report", str(tmp_path / "report.json"), "--only", "eq2", "--quiet"]
+    )
     says_one_line(capsys, code, "report.json", "run lockref audit", SAID.get(fault, ""))
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
@@ -206,7 +208,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(line, words, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").write_text("not a directory")
     (tmp_path / "a-folder").mkdir()
-    says_one_line(capsys, main(shlex.split(line.format(report=shlex.quote(str(REPORT))))), *words)
+    says_one_line(capsys, main([*shlex.split(line.format(report=shlex.quote(str(REPORT)))), "--quiet"]), *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a-folder"]
 
 
@@ -252,6 +254,19 @@ def test_the_best_rate_is_each_models_own_and_never_one_that_diverged(tmp_path):
     }  # fmt: skip
     said = finetune.FIGURE.write(sources, tmp_path)
     assert "mean of 2 seeds" in said and (tmp_path / "figure9-finetune.pdf").stat().st_size > 1000
+
+
+def test_progress_reaches_the_end_and_an_interruption_leaves_nothing(tmp_path):
+    seen = []
+    draw(tmp_path / "out", REPORT, "eq2", lambda done, of: seen.append((done, of)))
+    assert seen == [(0, 1), (1, 1)]
+
+    def stop(done, of):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path / "other", REPORT, "eq2", stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_missing_result_names_its_command(tmp_path):
