@@ -48,7 +48,7 @@ def draw(out: Path, report: Path, only: str | None = None, follow: Follow = lamb
     sources = Sources(report)
     figures = chosen(only, sources)
     with staged(out, "DIR") as folder:
-        captions = []
+        captions = list[str]()
         for figure in figures:
             follow(len(captions), len(figures))
             captions.append(figure.write(sources, folder))
