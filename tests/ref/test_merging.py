@@ -59,7 +59,7 @@ def by_hand(rows, rule, w, mask=None):
     out = []
     signs = []
     for j in range(n):
-        votes = [(w[i] if rule.elect and rule.elect.weighted else 1) * rows[i][j] * present[i][j] for i in range(t)]
+        votes = [(w[i] if rule.elect and rule.elect.weighted else 1) * value[i][j] for i in range(t)]
         total = sum(np.sign(v) for v in votes) if rule.elect and rule.elect.by == "count" else sum(votes)
         signs.append((np.sign(total), votes))
     majority = 1 if sum(s for s, _ in signs) > 0 else -1

@@ -29,7 +29,8 @@ def combine(x: Stack, rule: Entries, weights: NDArray[Any], rng: np.random.Gener
     w = weights.astype(x.dtype)[:, None]
     left, raised = _trimmed(x, rule.trim, rng) if rule.trim else (np.ones(x.shape, bool), x.dtype.type(1))
     if rule.elect:
-        left = left & _agreeing(np.where(left, w * x if rule.elect.weighted else x, 0), rule.elect)
+        votes = raised * x  # members vote with what they would contribute
+        left = left & _agreeing(np.where(left, w * votes if rule.elect.weighted else votes, 0), rule.elect)
     factors = np.where(left, x.dtype.type(rule.scale) * w * raised, 0)
     if rule.divide != "nothing":
         factors = factors / _divisor(left, w, rule.divide)

@@ -72,3 +72,18 @@ def coordinates(
     if factors is None:
         raise ValueError("core space needs the factors B and A of every member; give Adapters")
     return core(factors)
+
+
+def factor_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """B = Σ √|w_i s_i| B_i and A = Σ ±√|w_i s_i| A_i, as peft's combination_type "linear": not Σ w_i s_i B_i A_i.
+
+    The product has the cross terms B_i A_j: two copies of one adapter at weight 1/2 come out twice as large as it.
+    Raises ValueError where names or ranks differ.
+    """
+    raised = [(abs(w * m.scale) ** 0.5, 1 if w * m.scale >= 0 else -1) for w, m in zip(weights, adapters, strict=True)]
+    for name in adapters[0].b:
+        if any(name not in m.b or m.b[name].shape != adapters[0].b[name].shape for m in adapters):
+            raise ValueError(f"tensor {name!r}: factors are added entry by entry; give adapters of one rank and shape")
+    b = {n: sum(r * m.b[n] for (r, _), m in zip(raised, adapters, strict=True)) for n in adapters[0].b}
+    a = {n: sum(sign * r * m.a[n] for (r, sign), m in zip(raised, adapters, strict=True)) for n in adapters[0].a}
+    return Adapter(b, a)

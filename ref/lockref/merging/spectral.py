@@ -19,7 +19,7 @@ def slerp_coefficients(x: NDArray[Any], y: NDArray[Any], t: float, rule: Slerp) 
     u, v = (a.ravel().astype(np.float64) / (n or 1.0) for a, n in zip((x, y), norms, strict=True))
     # |u ∓ v|² = 2 (1 ∓ cos): exact where 1 − cos cancels and arccos loses half the digits.
     apart, opposed = float(np.linalg.norm(u - v)), float(np.linalg.norm(u + v))
-    if all(norms) and min(apart, opposed) ** 2 <= 2 * rule.collinear:
+    if not any(norms) or (all(norms) and min(apart, opposed) ** 2 <= 2 * rule.collinear):
         return 1 - t, t
     angle = 2 * float(np.arctan2(apart, opposed))
     return float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle))
