@@ -60,7 +60,7 @@ class Entries:
 class Slerp:
     """Along the arc between two flattened tensors: [sin((1−t)Ω) x + sin(tΩ) y] / sin Ω, t = w_2/(w_1 + w_2).
 
-    Straight where the cosine exceeds 1 − collinear in magnitude. A tensor of zeros counts as at a right angle to any other.
+    Straight where the cosine exceeds 1 − collinear in magnitude. Zeros are at a right angle to all else.
     """
 
     collinear: float
