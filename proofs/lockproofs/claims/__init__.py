@@ -7,7 +7,7 @@ from importlib import import_module
 
 from lockproofs.claim import Claim
 
-PAPERS = ("autodiff", "dlr", "attention", "taylor", "trap2", "full")
+PAPERS = ("autodiff", "dlr", "attention", "taylor", "trap2", "merging", "full")
 
 
 def all_claims() -> dict[str, Claim]:

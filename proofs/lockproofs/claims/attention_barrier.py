@@ -31,6 +31,7 @@ from lockref.attacks.anchor_model import anchor_projection, anchor_signs
 from lockref.attacks.keyless import keyless
 from lockref.attacks.result import Tensors
 from lockref.locks.attention import TOPK_PLANES, project
+from lockref.merging import barrier
 from lockref.models.checkpoint_io import Checkpoint
 
 Array = NDArray[np.float64]
@@ -74,12 +75,6 @@ def _counterexample() -> Counterexample:
 
 
 # --- On models ----------------------------------------------------------------------------------------------------
-
-
-def barrier(losses: Sequence[float]) -> float:
-    """max over α of the loss above the chord between the ends (never negative: it is 0 at the ends)."""
-    chord = np.linspace(losses[0], losses[-1], len(losses))
-    return float(np.max(np.array(losses) - chord))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lockref.attacks.result import Tensors
 from lockref.locks.peers import merge_lock, params_lock
 from lockref.locks.symmetries import mix_values
 from lockref.locks.taylor_model import DOWN, UP
+from lockref.merging import path_losses
 from lockref.models import qwen3
 from lockref.models.checkpoint_io import Checkpoint
 from lockref.models.qwen3_config import Qwen3Config
@@ -23,12 +24,7 @@ ALPHAS = tuple(n / 8 for n in range(9))
 
 def path(ends: tuple[Tensors, Tensors], model: Checkpoint, tokens: Tokens) -> list[float]:
     """Loss in nats per token at (1 − α) θ_1 + α θ_2 for every α."""
-    first, second = ends
-    losses = []
-    for alpha in ALPHAS:
-        merged = {name: (1 - alpha) * w + alpha * second[name] for name, w in first.items()}
-        losses.append(float(qwen3.loss(merged, tokens, model.config)))
-    return losses
+    return path_losses(*ends, lambda theta: float(qwen3.loss(theta, tokens, model.config)), ALPHAS)
 
 
 def drawn(title: str, losses: Mapping[str, list[float]]) -> Plot:

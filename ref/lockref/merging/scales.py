@@ -83,8 +83,9 @@ def fitted_scales(base: Tensors, members: Sequence[Member], merged: Merged) -> F
 
     Collinear updates share their scale (minimum norm).
     """
-    rows = [_flat(_updates(base, member)) for member in members]
-    total = _flat({n: t - base[n] for n, t in merged.tensors.items() if n in _updates(base, members[0])})
+    updates = [_updates(base, member) for member in members]
+    rows = [_flat(update) for update in updates]
+    total = _flat({n: t - base[n] for n, t in merged.tensors.items() if n in updates[0]})
     x = np.stack(rows, axis=1)
     scales = np.linalg.pinv(x.T @ x, hermitian=True) @ (x.T @ total)
     size = float(np.linalg.norm(total))
