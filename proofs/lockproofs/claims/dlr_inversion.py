@@ -30,6 +30,7 @@ from lockproofs.claims.dlr_common import (
     largest,
     random_integer_net,
 )
+from lockproofs.claims.dlr_trained import all_trained, trained_checks, trained_plot, trained_words
 from lockproofs.rounding import UNIT64, rounding_error
 from lockref.attacks.inversion import Cell, blocks, error_growth, inverted
 from lockref.autodiff import saved, vjp
@@ -183,6 +184,7 @@ def check_inversion(ctx: Context) -> Evidence:
     small = [DLRConfig(6, 2, 5, norm, placement=p) for norm in dlrnet.NORMS for p in dlrnet.PLACEMENTS]
     gap = max(gap_in_tolerances(config, rng) for config in small)
     plot, left, runs = _drift(rng)
+    trained = all_trained((default_gradients, replayed_gradients), ctx.rng(1))
     lost = no_skip_error(rng)
     weak = rerun_inversion(GIVEN)
     return Evidence(
@@ -195,7 +197,7 @@ def check_inversion(ctx: Context) -> Evidence:
             f"model's layers at depth {depth} and parameter parity that is {need:,} elements per token, where the "
             f"claim needs about {d * depth:,} and the unlocked MLP itself keeps {unlocked:,}. Rounding errors of the "
             "states add up linearly with depth and are not amplified; in bfloat16 they are visible at large "
-            "depth and block scale."
+            f"depth and block scale. {trained_words(trained)}"
         ),
         checks=[
             Check(
@@ -221,6 +223,7 @@ def check_inversion(ctx: Context) -> Evidence:
                 "drift of the states", "networks in which a state left the proved bound", left, 0, cases=runs,
                 unit="networks",
             ),
+            *trained_checks(trained, ctx.seed),
         ],
         controls=Controls(
             power=Control(
@@ -250,7 +253,7 @@ def check_inversion(ctx: Context) -> Evidence:
             "operations are counted, not timed",
         ],
         deviations=[FORMULA],
-        plots=[plot],
+        plots=[plot, trained_plot(trained)],
         severity="high",
         fix="give up the plain skip connection (a gate, a projection or a norm on the stream after each block): the "
         "state is then not a difference of known things, at the price of the residual form that distillation relies on",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ZOO = ("base", "add", "reverse")
-LOCKED_ZOO = ("dlr-16",)
+LOCKED_ZOO = ("dlr-16", "dlr-48")
 
 
 def zoo_path(name: str) -> Path:
