@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
 from lockfigs.sources import Row, Sources
+from lockproofs.claim import BadInput
 
 FORMATS = ("pdf", "svg", "png")
 
@@ -32,7 +33,13 @@ class Figure:
 
     def write(self, sources: Sources, folder: Path) -> str:
         """PDF, SVG, PNG and CSV in an existing folder; returns the caption in Markdown. Raises BadInput."""
-        rows = self.read(sources)
+        try:
+            rows = self.read(sources)
+        except (KeyError, IndexError, TypeError) as error:
+            if not self.needs:
+                raise
+            again = " and ".join(f"python -m lockproofs.experiments {name}" for name in self.needs)
+            raise BadInput(f"figure {self.name}: stored rows of another version ({error!r}); run {again}") from None
         write_csv(rows, folder / f"{self.stem}.csv")
         with style.styled():
             canvas = self.draw(rows)

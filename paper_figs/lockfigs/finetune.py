@@ -59,17 +59,21 @@ def read(sources: Sources) -> list[Row]:
 
 def draw(rows: list[Row]) -> Canvas:
     """A panel for what trains, one scale for all."""
-    canvas = style.canvas(3.6)
-    axes = canvas.subplots(2, 2, sharex=True, sharey=True).ravel()
+    panels = [panel for panel in TRAINED.values() if series(rows, panel)]
+    lines = -(-len(panels) // 2)
+    canvas = style.canvas(0.5 + 1.55 * lines)
+    axes = canvas.subplots(lines, 2, sharex=True, sharey=True).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
     names = list(dict.fromkeys(row.series for row in rows))
-    for i, (ax, panel) in enumerate(zip(axes, TRAINED.values(), strict=True)):
+    for i, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
         for name, line in series(rows, panel).items():
             how = style.look(names.index(name), marker=True) | {"markerfacecolor": "white", "markevery": 2}
             style.draw(ax, line, label=name, **how)
             low, high = ([float("nan") if v is None else v for v in side] for side in zip(*spreads(line), strict=True))
             ax.fill_between([float(row.x) for row in line], low, high, color=how["color"], alpha=0.2, linewidth=0)
         style.panel_name(ax, f"({'abcd'[i]}) {panel}")
-        ax.set_xlabel("step" if i > 1 else "")
+        ax.set_xlabel("step" if i >= len(panels) - 2 else "")
     handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     canvas.supylabel("held-out loss, nats per token", fontsize=7)
     canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, columnspacing=1.0)
@@ -87,7 +91,7 @@ def caption(sources: Sources) -> str:
     rates = len({row["rate"] for row in result.rows})
     return (
         f"Held-out loss on the skill {result.settings['skill']} while the zoo's base, its locked forms and a planted "
-        f"lock that does hinder are fine-tuned for {result.settings['steps']} steps, each at its own best rate of the "
+        f"lock are fine-tuned for {result.settings['steps']} steps, each at its own best rate of the "
         f"grid ({rates} rates in all); mean of {len(seeds(result))} seeds, band from the least to the greatest. What "
         "trains is named above each panel."
     )

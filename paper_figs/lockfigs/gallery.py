@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lockfigs import eq2, finetune, frontier, memory, paths, recovery, storage, taylor
+from lockfigs import eq2, finetune, frontier, memory, paths, recovery, storage, taylor, trap2
 from lockfigs.figure import Figure
 from lockfigs.sources import Sources
 from lockproofs.claim import BadInput
 from lockproofs.report import staged
 
-FIGURES = {
-    module.FIGURE.name: module.FIGURE for module in (storage, memory, frontier, eq2, paths, taylor, recovery, finetune)
-}
+MODULES = (storage, memory, frontier, eq2, paths, taylor, recovery, trap2, finetune)
+FIGURES = {module.FIGURE.name: module.FIGURE for module in MODULES}
 CAPTIONS = "captions.md"
 Follow = Callable[[int, int], None]  # (figures done, figures in all)
 

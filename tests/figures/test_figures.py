@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 
-from lockfigs import finetune
+from lockfigs import finetune, trap2
 from lockfigs.gallery import CAPTIONS, FIGURES, draw, waiting
 from lockfigs.sources import Sources
 from lockproofs.audit import audit
@@ -254,6 +254,38 @@ def test_the_best_rate_is_each_models_own_and_never_one_that_diverged(tmp_path):
     }  # fmt: skip
     said = finetune.FIGURE.write(sources, tmp_path)
     assert "mean of 2 seeds" in said and (tmp_path / "figure9-finetune.pdf").stat().st_size > 1000
+
+
+def test_trap2_takes_mean_and_spread_over_seeds(tmp_path):
+    known = stored("dlr_stored_bytes")
+    pairs = [(kind, strength, seed) for kind in ("full", "lora") for strength in (0.0, 0.02) for seed in (0, 1)]
+    scale = [
+        {"kind": k, "strength": s, "seed": n, "scales": [0.0, 1.0], "loss": [2.0 + n, 1.0 + s]} for k, s, n in pairs
+    ]
+    merge = [
+        {"kind": k, "strength": s, "seed": n, "operator": o, "add": 0.5 + 0.25 * n - s}
+        for k, s, n in pairs
+        for o in ("ties", *["core-ties"] * (k == "lora"))
+    ]
+    for name, rows in (("trap_scale", scale), ("trap_merge", merge)):
+        result = known.model_copy(update={"experiment": name, "rows": rows, "settings": {"problems": 7}})
+        (tmp_path / f"{name}.json").write_text(result.model_dump_json(), encoding="utf-8")
+    sources = Sources(REPORT, tmp_path)
+    found = {(row.panel, row.series, row.x): (row.low, row.y, row.high) for row in trap2.read(sources)}
+    assert found["scale", "full, λ = 0.02", 0.0] == (2.0, 2.5, 3.0)
+    assert found["scale", "LoRA, λ = 0", 1.0] == (1.0, 1.0, 1.0)
+    assert found["merged", "ties", "full, λ = 0"] == (0.5, 0.625, 0.75)
+    assert ("merged", "core-ties", "full, λ = 0") not in found and len(found) == 8 + 6
+    said = trap2.FIGURE.write(sources, tmp_path)
+    assert "2 and 2 seeds, 7 problems" in said and (tmp_path / "figure8-trap2.pdf").stat().st_size > 1000
+
+
+def test_rows_of_another_version_name_the_command(tmp_path):
+    old = stored("dlr_stored_bytes").model_copy(update={"rows": [{"kind": "full"}]})
+    for name in ("trap_scale", "trap_merge"):
+        (tmp_path / f"{name}.json").write_text(old.model_dump_json(), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"another version .* run python -m lockproofs\.experiments trap_scale and"):
+        trap2.FIGURE.write(Sources(REPORT, tmp_path), tmp_path)
 
 
 def test_progress_reaches_the_end_and_an_interruption_leaves_nothing(tmp_path):
