@@ -65,6 +65,15 @@ def stored_bytes(
         return storage.kept(lambda: qwen3.loss(model, given), [*model.parameters(), given], model)
 
 
+def peak_bytes(
+    config: Qwen3Config, tensors: Tensors, mlp: qwen3.Mlp, tokens: NDArray[Any], dtype: str, device: str
+) -> int | None:
+    """What the device's allocator held at most during a forward pass and the loss, above weights; None on a CPU."""
+    model = qwen3.build(config, tensors, mlp, dtype=getattr(torch, dtype), device=device)
+    given, held = torch.from_numpy(tokens).to(device), []
+    return storage.peak(lambda: held.append(qwen3.loss(model, given)), torch.device(device))
+
+
 def published_bytes(config: Qwen3Config, tokens: int) -> int:
     """Bytes that a model of these sizes keeps in float32 for `tokens` tokens, counted on the meta device."""
     model = qwen3.skeleton(config)

@@ -8,7 +8,9 @@ import torch
 
 from lockcross import merges, parity
 from lockproofs.experiments import full_parity as table
+from lockproofs.experiments import full_size
 from lockproofs.experiments.store import stored
+from lockproofs.hub_sizes import HUB
 from lockproofs.parity_cases import TINY
 from lockref.merging import merge
 from lockref.models.dlrnet import DLRConfig
@@ -47,6 +49,11 @@ def test_a_cell_of_the_stored_table(cell):
     for name in ("torch_loss", "torch_objective", "last"):
         if name in now:
             assert math.isclose(now[name], row[name], rel_tol=close), name
+
+
+def test_the_full_size_count_again_on_the_meta_device():
+    (row,) = stored("full_size").where(what="stored bytes")
+    assert parity.published_bytes(HUB[full_size.MODEL], full_size.TOKENS) == row["meta_bytes"] == row["torch_bytes"]
 
 
 @pytest.mark.parametrize("name", sorted(merges.OPERATORS))

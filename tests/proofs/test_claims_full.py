@@ -66,6 +66,20 @@ def test_a_row_that_disagrees_costs_the_verdict(monkeypatch, found, layer, where
     assert 1 <= sum(not c.passed for c in evidence.checks) <= 2
 
 
+@pytest.mark.parametrize(
+    ("what", "wrong"),
+    [("forward", {"logits": 0.1}), ("stored bytes", {"torch_bytes": 1}), ("stored bytes", {"meta_bytes": 1})],
+)
+def test_a_full_size_row_that_disagrees_costs_the_verdict(monkeypatch, found, what, wrong):
+    size = stored("full_size")
+    rows = [{**row, **(wrong if row["what"] == what else {})} for row in size.rows]
+    changed = {"full_parity": found, "full_size": size.model_copy(update={"rows": rows})}
+    monkeypatch.setattr(full_parity, "stored", lambda name: changed.get(name) or stored(name))
+    monkeypatch.setattr(full_parity, "LIVE", (("tiny", "none"),))
+    evidence = settle(PARITY.kind, PARITY.check(None))
+    assert evidence.verdict is Verdict.UNDECIDED and sum(not c.passed for c in evidence.checks) == 1
+
+
 def test_every_kind_of_row_has_its_fault(found):
     assert {layer for layer, _, _ in FAULTS} | {"environment"} == {row["layer"] for row in found.rows}
 

@@ -104,6 +104,20 @@ def lock_checks(found: Result) -> list[Check]:
     ]  # fmt: skip
 
 
+def size_checks() -> list[Check]:
+    """A model of Qwen3-0.6B's shape on both sides. Raises MissingInput without its stored result."""
+    found = stored("full_size")
+    (forward,), (held,) = found.where(what="forward"), found.where(what="stored bytes")
+    return [
+        _most(f"logits of {found.settings['model']}'s shape, float32", "stock official modules: max |torch − NumPy|, "
+              f"{forward['parameters']:,} random weights, {found.settings['tokens']} tokens",
+              [forward["logits"] / forward["allowed_logits"]], 1.0, "tolerances", SAMPLED),
+        _same("its stored bytes", "|torch − closed form|, allocated and on the meta device",
+              (abs(held[n] - held["ledger_bytes"] - held["unnamed_bytes"]) for n in ("torch_bytes", "meta_bytes")),
+              "bytes"),
+    ]  # fmt: skip
+
+
 def live_checks(found: Result) -> list[Check]:
     """NumPy's answers computed now against torch's numbers as they are stored."""
     outputs, attackers = [], []
@@ -149,7 +163,7 @@ def check_parity(ctx: Context) -> Evidence:
     """
     found = result()
     (where,) = found.where(layer="environment")
-    checks = [*output_checks(found), *byte_checks(found), *lock_checks(found), *live_checks(found)]
+    checks = [*output_checks(found), *byte_checks(found), *lock_checks(found), *size_checks(), *live_checks(found)]
     holds = all(check.passed for check in checks)
     return Evidence(
         verdict=Verdict.HOLDS if holds else Verdict.UNDECIDED,
@@ -163,7 +177,7 @@ def check_parity(ctx: Context) -> Evidence:
         ),
         checks=checks,
         assumptions=[
-            f"the stored table, made by: {found.command}",
+            f"the stored tables, made by: {found.command}; {stored('full_size').command}",
             f"one device: {where['device_name']}. {_accelerator()}",
             "eager attention and eager operations; compiled or fused kernels of torch keep other buffers",
             "DARE is not compared (its random part is the generator's); the Taylor form has no row of stored bytes and "

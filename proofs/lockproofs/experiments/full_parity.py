@@ -161,6 +161,7 @@ def _stored_bytes(cell: dict[str, Any], device: str) -> dict[str, Any]:
 
     given, trains, dtype = case(cell["model"], cell["lock"]), TRAINS[cell["trains"]], np.dtype(cell["dtype"])
     rows = parity.stored_bytes(given.config, given.tensors, given.mlp, given.tokens, trains, dtype.name, device)
+    peak = parity.peak_bytes(given.config, given.tensors, given.mlp, given.tokens, dtype.name, device)
     batch, length = given.tokens.shape
     rest = torch_storage.unnamed(batch, length, dtype.itemsize)
     return {
@@ -169,6 +170,7 @@ def _stored_bytes(cell: dict[str, Any], device: str) -> dict[str, Any]:
         "unnamed_bytes": sum(rest.values()),
         "unnamed": {name: size for name, size in rest.items() if size},
         "buffers": len(rows),
+        **({} if peak is None else {"peak_bytes": peak}),
     }
 
 
