@@ -1,5 +1,5 @@
 """Trap² (arXiv 2601.21898): its objective, its weighting, and what its updates survive."""
 
-from lockproofs.claims import trap2_bounded, trap2_gradient, trap2_weight
+from lockproofs.claims import trap2_bounded, trap2_collapse, trap2_gradient, trap2_weight
 
-CLAIMS = (*trap2_gradient.CLAIMS, *trap2_weight.CLAIMS, *trap2_bounded.CLAIMS)
+CLAIMS = (*trap2_gradient.CLAIMS, *trap2_weight.CLAIMS, *trap2_bounded.CLAIMS, *trap2_collapse.CLAIMS)

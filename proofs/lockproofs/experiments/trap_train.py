@@ -1,0 +1,53 @@
+"""Training rows of Trap²: {full, LoRA} × λ × seeds on addition, and the partners that they are merged with."""
+
+from typing import Any
+
+import numpy as np
+
+from lockproofs.experiments.store import Cell, Experiment
+from lockproofs.trap_models import (
+    LINES,
+    PROBLEMS,
+    RATES,
+    REPLAYED,
+    SEEDS,
+    STEPS,
+    STRENGTH,
+    SWEEP,
+    Plan,
+    at_scale,
+    base,
+    expert,
+    figures,
+    first_losses,
+    partner,
+    trained,
+)
+
+FIRST = 3  # steps whose losses a test computes again
+
+
+def plans() -> list[Plan]:
+    """The partners, then experts seed by seed; λ as published and a stronger one come last, with one seed."""
+    partners = [partner(kind) for kind in RATES]
+    main = [expert(kind, strength, seed) for seed in SEEDS for kind in RATES for strength in (0.0, STRENGTH)]
+    return partners + main + [expert(kind, strength, 0) for kind in RATES for strength in SWEEP[kind]]
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    plan = Plan(**cell)
+    beginning = first_losses(plan, FIRST)
+    trained(plan)
+    whole = at_scale(plan, 1.0)
+    moved = sum(float(np.sum(np.square(whole[n] - w, dtype=np.float64))) for n, w in base().tensors.items())
+    return {"first_losses": beginning, "update_norm": moved**0.5, **figures(whole)}
+
+
+EXPERIMENT = Experiment(
+    name="trap_train",
+    title="Trap² on the zoo: experts protected with several λ, and partners",
+    seed=0,
+    settings={"lines": LINES, "replayed": REPLAYED, "rates": RATES, "steps": STEPS, "problems": PROBLEMS, "rank": 8},
+    cells=[vars(plan) for plan in plans()],
+    measure=measure,
+)

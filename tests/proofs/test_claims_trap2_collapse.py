@@ -1,0 +1,69 @@
+"""TRAP-COLLAPSE reads stored curves: every curve that bends another way must cost the verdict."""
+
+import numpy as np
+import pytest
+
+from lockproofs.claim import Context, MissingInput, Verdict, settle
+from lockproofs.claims import trap2_collapse as claims
+from lockproofs.experiments.store import stored
+from lockproofs.subject import Subject
+from lockproofs.trap_models import SEEDS, STRENGTH
+
+CLAIM = claims.COLLAPSE
+
+
+def run():
+    return settle(CLAIM.kind, CLAIM.check(Context(Subject({}, True), 0, 1)))
+
+
+def test_it_is_what_is_recorded():
+    evidence = run()
+    assert evidence.verdict is CLAIM.recorded, evidence.explanation
+    assert evidence.checks[0].cases == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "want"),
+    [
+        ([[2.0], [1.2]], [[1.0, 1.3], [1.2, 1.0]], Verdict.HOLDS),
+        ([[2.0], [1.2]], [[1.0, 1.0], [1.05, 0.9]], Verdict.HOLDS_IF),
+        ([[2.0], [1.2]], [[1.0, 1.3], [1.05, 1.0]], Verdict.UNDECIDED),  # seeds disagree below
+        ([[2.0], [1.0]], [[1.0, 1.0], [1.0, 1.0]], Verdict.UNDECIDED),  # and above
+        ([[2.0], [np.nan]], [[1.3, 1.3], [1.3, 1.3]], Verdict.UNDECIDED),
+    ],
+)
+def test_seeds_must_agree(above, below, want):
+    assert claims.verdict_of(np.array(above), np.array(below)) is want
+
+
+def bent(kind, strength, low, high, factor):
+    """The stored result with all protected curves of a kind multiplied where low ≤ s ≤ high."""
+    result = stored("trap_scale").model_copy(deep=True)
+    for row in result.where(kind=kind, strength=strength):
+        row["loss"] = [y * factor if low <= s <= high else y for s, y in zip(row["scales"], row["loss"], strict=True)]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("bend", "check"),
+    [
+        (("full", STRENGTH, 2, 2, 0.1), 0),
+        (("full", STRENGTH, 0.25, 0.75, 0.5), 1),
+        (("lora", STRENGTH, 2, 2, 0.1), 2),
+        (("full", STRENGTH, 1, 1, 2.0), 3),
+    ],
+)
+def test_every_check_reads_its_part_of_the_curves(monkeypatch, bend, check):
+    monkeypatch.setattr(claims, "stored", lambda name: bent(*bend))
+    assert not run().checks[check].passed
+
+
+def test_the_power_control_needs_a_weak_lock_that_is_weak(monkeypatch):
+    monkeypatch.setattr(claims, "stored", lambda name: bent("lora", 0.001, 2, 2, 2.0))
+    assert not run().controls.power.passed
+
+
+def test_without_its_result_the_claim_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(claims, "stored", lambda name: stored(name, tmp_path))
+    with pytest.raises(MissingInput, match=r"python -m lockproofs\.experiments trap_scale"):
+        run()
