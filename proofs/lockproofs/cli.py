@@ -175,6 +175,58 @@ def _memory(
         memory(found, html)
 
 
+@app.command("lock")
+def _lock(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint directory (config.json, *.safetensors).")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Where the locked one goes; unfinished: DST.work.")],
+    attention: Annotated[
+        str, typer.Option(metavar="topk-planes|none", help="Lock of queries and keys.")
+    ] = "topk-planes",
+    planes: Annotated[int | None, typer.Option(help="Planes flipped on each key head. Default: half of them.")] = None,
+    dlr_depth: Annotated[
+        int | None, typer.Option(min=0, help="Blocks of a DLR-Net, at parameter parity; 0: none. Default: 16.")
+    ] = None,
+    dlr_norm: Annotated[str, typer.Option(metavar="none|rms|rms_gain", help="Norm inside the blocks.")] = "rms",
+    taylor_order: Annotated[int | None, typer.Option(min=0, help="A polynomial instead of a DLR-Net.")] = None,
+    taylor_basis: Annotated[str | None, typer.Option(metavar="taylor|chebyshev|hermite", help="Its basis.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of phase 1, for each layer.")] = 900,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of phase 1.")] = 2e-2,
+    healing: Annotated[int, typer.Option(min=1, help="Steps of phase 2, the whole model.")] = 1000,
+    healing_rate: Annotated[float, typer.Option(help="Peak learning rate of phase 2.")] = 2e-3,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=".npy of tokens, or any file for a byte-level model. Default: text, skills."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=8, help="Rows of tokens to learn from; an eighth as many held out.")] = 4096,
+    captured: Annotated[int, typer.Option(min=1, help="Rows of them for phase 1.")] = 1024,
+    length: Annotated[int, typer.Option(help="Tokens in a row.")] = 128,
+    parts: Annotated[int | None, typer.Option(min=1, help="Parts of a step of phase 2. Default: processes.")] = None,
+    engine: Annotated[str, typer.Option(metavar="numpy|torch", help="What distills.")] = "numpy",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where torch distills.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="Of the tensors written. Default: that of SRC.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Write only if the loss rises by at most this share.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = None,
+) -> None:
+    """Lock a model: flip rotary planes, replace the MLPs, write DST with lock.json. Interrupted, it goes on."""
+    from lockproofs.lock import Wish, lock
+    from lockproofs.report import to_json
+    from lockproofs.terminal import locked, whisper
+
+    wish = Wish(
+        attention, planes, dlr_depth, dlr_norm, taylor_order, taylor_basis, steps, rate, healing, healing_rate, data,
+        rows, captured, length, parts, engine, device, dtype, budget, seed,
+    )  # fmt: skip
+    said = lock(source, target, wish, whisper(quiet))
+    if said is None:
+        return
+    if json:
+        sys.stdout.write(to_json(said))
+    elif not quiet:
+        locked(said, target)
+
+
 @app.command("attack")
 def _attack(
     name: Annotated[str, typer.Argument(metavar="NAME", help="keyless, keyless-planes, anchor, anchor-signs, …")],

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockref.models.checkpoint_io import Checkpoint, load_checkpoint
+from lockref.locks.manifest import LOCK, read_manifest
+from lockref.models.checkpoint_io import Checkpoint, CheckpointError, load_checkpoint
 from lockref.models.zoo import ZOO, zoo_path
 
 
@@ -28,4 +29,16 @@ def zoo_subject() -> Subject:
 def directory_subject(path: Path, base: Path | None = None) -> Subject:
     """A checkpoint directory, with the public base it was made from where that is known."""
     named = {"subject": path} | ({"base": base} if base else {})
+    for directory in named.values():
+        _require_host_mlps(directory)
     return Subject({role: load_checkpoint(p) for role, p in named.items()}, False)
+
+
+def _require_host_mlps(path: Path) -> None:
+    """Raises CheckpointError for a locked directory in which something else stands in place of the MLPs."""
+    parts = read_manifest(path).parts if (path / LOCK).exists() else {}
+    if parts.keys() & {"dlr", "taylor"}:
+        raise CheckpointError(
+            f"{path}: a locked model ({LOCK}: {', '.join(parts)}), and the claims are about checkpoints with "
+            "the host's own MLPs; audit the model that it was made from"
+        )

@@ -170,6 +170,23 @@ def memory(found: Survey, page: Path | None) -> None:
         console.print(f"timeline: {page}", markup=False)
 
 
+def whisper(quiet: bool) -> Callable[[str], None]:
+    """Says lines of progress on standard error."""
+    console = Console(stderr=True, highlight=False)
+    return lambda line: None if quiet else console.print(line, markup=False)
+
+
+def locked(said: dict[str, Any], target: Path) -> None:
+    """What `lockref lock` did and what it cost, from the manifest."""
+    losses, gap = said["figures"]["loss"], said["figures"]["loss_gap"]
+    table = _table("held-out loss", "nats per token")
+    for name, loss in losses.items():
+        table.add_row(name, f"{loss:.4f}")
+    console = _console()
+    console.print(table)
+    console.print(f"{' and '.join(said['parts'])}: the loss rose by {gap:.2%}; wrote {target}", markup=False)
+
+
 def health(found: dict[str, Any]) -> None:
     """What `lockref doctor` found."""
     console = _console()

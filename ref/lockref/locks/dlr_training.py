@@ -79,9 +79,9 @@ def train(
     where loss or gradient stop being finite; the file then holds the last good state.
     """
     state = State(0, {n: np.array(w) for n, w in params.items()}, _zeros(params), _zeros(params))
-    mark = hashlib.sha256(json.dumps([asdict(recipe), about, _shapes(params)]).encode()).digest()
+    mark = mark_of(recipe, about, params)
     if file is not None and file.exists():
-        state = _load(file, state, mark)
+        state = load_state(file, state, mark)
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     while state.step < last:
         rng = np.random.default_rng([recipe.seed, state.step])
@@ -97,7 +97,7 @@ def train(
         if follow is not None:
             follow(state.step, float(value))
         if file is not None and (state.step % save_every == 0 or state.step == last):
-            _save(file, state, mark)
+            save_state(file, state, mark)
     return state
 
 
@@ -118,8 +118,10 @@ def _zeros(params: Mapping[str, Any]) -> Arrays:
     return {name: np.zeros_like(w) for name, w in params.items()}
 
 
-def _shapes(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: [str(np.asarray(w).dtype), *np.shape(w)] for name, w in params.items()}
+def mark_of(recipe: Recipe, about: str, params: Mapping[str, Any]) -> bytes:
+    """What a state file must carry to be gone on with: a digest of recipe, subject, and names, dtypes and shapes."""
+    shapes = {name: [str(np.asarray(w).dtype), *np.shape(w)] for name, w in params.items()}
+    return hashlib.sha256(json.dumps([asdict(recipe), about, shapes]).encode()).digest()
 
 
 def _flat(state: State, mark: bytes) -> Arrays:
@@ -129,7 +131,8 @@ def _flat(state: State, mark: bytes) -> Arrays:
     return flat | {"step": np.array([state.step], float), "mark": np.frombuffer(mark, np.uint8).astype(float)}
 
 
-def _save(file: Path, state: State, mark: bytes) -> None:
+def save_state(file: Path, state: State, mark: bytes) -> None:
+    """Writes a state, whole or not at all. Raises CheckpointError where that is not possible."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         write_tensors(temporary, _flat(state, mark), "F64")  # float32 fits without loss
@@ -140,7 +143,8 @@ def _save(file: Path, state: State, mark: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _load(file: Path, like: State, mark: bytes) -> State:
+def load_state(file: Path, like: State, mark: bytes) -> State:
+    """The state in a file. Raises CheckpointError where it is of another training than `like` and `mark` say."""
     flat = _flat(like, mark)
     entries = read_header(file)
     want = {name: w.shape for name, w in flat.items()}
