@@ -44,6 +44,13 @@ def test_a_block_holds_the_claims_that_it_names() -> None:
     assert "*Flips suffice.*" in page, "the proof is not there"
 
 
+def test_the_index_lists_every_page_by_its_title() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (page for page in PAGES if page.parent.name == "docs" and page.name != "README.md"):
+        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert f"* [{title}]({page.name})" in index
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -6,7 +6,8 @@ Without arguments it refreshes README.md and docs/*.md of the checkout it stands
     <!-- verdicts MB TAYLOR --> … <!-- /verdicts -->   of these claims only;
     <!-- proofs MB TAYLOR -->   … <!-- /proofs -->     says how each of them is checked, or its proof;
     <!-- excerpt MB-T2A -->     … <!-- /excerpt -->    is what the published report, docs/report.json, found; and
-    <!-- value MB-T2A: name of a check -->…<!-- /value -->   within a line is that check's value there.
+    <!-- value MB-T2A: name of a check -->…<!-- /value -->   within a line is that check's value there;
+    <!-- pages --> … <!-- /pages -->                   lists the pages beside this one by their titles.
 
 The verdicts are the recorded ones, which every audit of the embedded models compares with what it finds. The published
 report is made by `lockref audit --out DIR` and copied to docs/; figures and excerpts of the pages come from it.
@@ -26,9 +27,9 @@ from lockproofs.claim import Claim, Verdict
 from lockproofs.claims import all_claims
 from lockproofs.render import SYMBOLS, given, plain, quantity
 
-BLOCK = re.compile(r"<!-- (verdicts|proofs|excerpt)((?: [A-Z0-9-]+)*) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (verdicts|proofs|excerpt|pages)((?: [A-Z0-9-]+)*) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 VALUE = re.compile(r"<!-- value ([A-Z0-9-]+): (.*?) -->(.*?)<!-- /value -->")
-MARKER = re.compile(r"<!-- /?(?:verdicts|proofs|excerpt|value)\b[^>]*-->")
+MARKER = re.compile(r"<!-- /?(?:verdicts|proofs|excerpt|pages|value)\b[^>]*-->")
 CHECKOUT = Path(__file__).parents[2]
 
 Claims = Mapping[str, Claim]
@@ -73,6 +74,13 @@ def _proof(claim: Claim, page: Path) -> str:
             "```",
         ]
     )
+
+
+def page_list(page: Path) -> str:
+    """Markdown: the other pages of the same folder, by their first headings."""
+    others = [other for other in sorted(page.parent.glob("*.md")) if other != page]
+    titles = [other.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for other in others]
+    return "\n".join(f"* [{title}]({other.name})" for title, other in zip(titles, others, strict=True))
 
 
 @cache
@@ -131,6 +139,7 @@ def refreshed(page: Path, text: str, claims: Claims, proofs: Mapping[str, Path])
     write: dict[str, Callable[[list[Claim]], str]] = {
         "verdicts": lambda some: verdict_table(some, page, proofs),
         "proofs": lambda some: proof_list(some, page),
+        "pages": lambda _: page_list(page),
         "excerpt": lambda some: "\n\n".join(excerpt(published()[claim.id]) for claim in some),
     }
 
