@@ -16,6 +16,7 @@ from lockproofs.claims.dlr_frontier import FRONTIER
 from lockproofs.claims.dlr_frozen import FROZEN
 from lockproofs.claims.dlr_inversion import INVERSION
 from lockproofs.claims.dlr_size import INFER, PARITY
+from lockproofs.claims.dlr_utility import UTILITY
 from lockref.autodiff import Ledger, ops, saved
 from lockref.models import dlrnet, storage
 from lockref.models.dlrnet import DLRConfig
@@ -292,4 +293,4 @@ STORAGE_TRAIN = Claim(
     check=check_storage_train,
 )
 
-CLAIMS = (PARITY, STORAGE_TRAIN, INFER, FROZEN, CHECKPOINT, INVERSION, BACKWARD_COST, FRONTIER)
+CLAIMS = (PARITY, STORAGE_TRAIN, INFER, FROZEN, CHECKPOINT, INVERSION, BACKWARD_COST, UTILITY, FRONTIER)
