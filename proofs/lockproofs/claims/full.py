@@ -1,5 +1,6 @@
 """Claims about the whole: the locks together, and the two implementations of them."""
 
+from lockproofs.claims.full_function import FUNCTION
 from lockproofs.claims.full_parity import PARITY
 
-CLAIMS = (PARITY,)
+CLAIMS = (FUNCTION, PARITY)
