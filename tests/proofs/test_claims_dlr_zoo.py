@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lockproofs.claim import Context, Verdict, settle
-from lockproofs.claims import dlr_inversion, dlr_trained, dlr_utility
+from lockproofs.claims import dlr_inversion, dlr_redistill, dlr_trained, dlr_utility
 from lockproofs.experiments import dlr_distill as distill_experiment
+from lockproofs.experiments import dlr_redistill as redistill_experiment
 from lockproofs.experiments.store import stored
 from lockproofs.subject import Subject
 from lockref.attacks import redistill
@@ -35,7 +36,9 @@ def find(claim, context):
     return found.verdict, bad | {name for name, control in controls.items() if control and not control.passed}
 
 
-@pytest.mark.parametrize(("module", "experiment"), [(distill_experiment, "dlr_distill")])
+@pytest.mark.parametrize(
+    ("module", "experiment"), [(distill_experiment, "dlr_distill"), (redistill_experiment, "dlr_redistill")]
+)
 def test_the_first_steps_of_a_stored_run_come_out_again(module, experiment):
     """Four steps from the same weights and rows, float32 on another processor: sums of 1024 rows of 128 numbers.
 
@@ -49,7 +52,9 @@ def test_the_first_steps_of_a_stored_run_come_out_again(module, experiment):
     assert np.ptp(row["first_losses"]) > 100 * 4 * 131072**0.5 * 2.0**-24  # other steps would be seen
 
 
-@pytest.mark.parametrize(("module", "experiment"), [(distill_experiment, "dlr_distill")])
+@pytest.mark.parametrize(
+    ("module", "experiment"), [(distill_experiment, "dlr_distill"), (redistill_experiment, "dlr_redistill")]
+)
 def test_stored_results_are_those_of_the_code(module, experiment):
     found = stored(experiment)
     assert len(found.rows) == len(module.EXPERIMENT.cells) and found.settings == dict(module.EXPERIMENT.settings)
@@ -85,12 +90,13 @@ def test_states_drift_more_the_less_precisely_they_are_held():
 
 
 def changed(monkeypatch, module, field, change):
-    """The stored result that a claim reads, with `change` made to every row's `field`."""
+    """The stored result that a claim reads, with `change` made to `field` wherever it is."""
     honest = module.stored
 
     def planted(name):
         found = honest(name)
-        return found.model_copy(update={"rows": [{**row, field: change(row[field])} for row in found.rows]})
+        rows = [{**row, field: change(row[field])} if field in row else row for row in found.rows]
+        return found.model_copy(update={"rows": rows})
 
     monkeypatch.setattr(module, "stored", planted)
 
@@ -119,6 +125,29 @@ def test_utility_without_another_side_is_undecided(context, monkeypatch):
     changed(monkeypatch, dlr_utility, "model", lambda found: original)
     verdict, failed = find(dlr_utility.UTILITY, context)
     assert verdict is Verdict.UNDECIDED and sum(name.startswith("other side") for name in failed) >= 2
+
+
+def test_redistillation_that_fails_refutes_nothing(context, monkeypatch):
+    changed(monkeypatch, dlr_redistill, "attacker", lambda found: {**found, "text": 2 * found["text"]})
+    verdict, failed = find(dlr_redistill.REDISTILL, context)
+    assert verdict is Verdict.UNDECIDED and "loss of the attacker's model" in failed
+
+
+def test_redistillation_dearer_than_the_lock_refutes_nothing(context, monkeypatch):
+    changed(monkeypatch, dlr_redistill, "operations", lambda found: 1000 * found)
+    verdict, failed = find(dlr_redistill.REDISTILL, context)
+    assert verdict is Verdict.UNDECIDED and "cost of undoing the lock" in failed
+
+
+def test_a_student_that_learns_nothing_fails_the_power_control(context, monkeypatch):
+    monkeypatch.setattr(dlr_redistill, "RECIPE", Recipe(1, 1e-9))
+    assert find(dlr_redistill.REDISTILL, context) == (Verdict.UNDECIDED, {"power"})
+
+
+def test_a_student_that_knows_the_answers_fails_the_null_control(context, monkeypatch):
+    honest = dlr_redistill.module_error
+    monkeypatch.setattr(dlr_redistill, "module_error", lambda teacher, rng, shuffled=False: honest(teacher, rng))
+    assert find(dlr_redistill.REDISTILL, context) == (Verdict.UNDECIDED, {"null"})
 
 
 def test_the_attack_hands_back_a_plain_model_nearer_to_the_lock(tiny_qwen3):
