@@ -11,7 +11,7 @@ from lockfigs.figure import Figure
 from lockfigs.sources import Row, Sources, series
 
 SCALE, MERGE, SKILL = "trap_scale", "trap_merge", "add"
-CURVES, MAP = "scale", "merged"
+MAP = "merged"
 KINDS = {"full": "full", "lora": "LoRA"}
 
 
@@ -29,15 +29,16 @@ def groups(rows: list[dict[str, Any]], *fields: str) -> dict[tuple[Any, ...], li
 
 
 def read(sources: Sources) -> list[Row]:
-    """Mean, least and greatest over seeds: losses at every scale, exact match for every operator."""
+    """Mean, least and greatest over seeds: losses at every scale; exact match for every operator, where stored."""
     rows = []
-    for (kind, strength), runs in groups(sources.stored(SCALE).rows, "kind", "strength").items():
-        label = name(kind, strength)
+    for (kind, strength), runs in sorted(groups(sources.stored(SCALE).rows, "kind", "strength").items()):
+        label, count = name(kind, strength), f"{len(runs)} seed{'s' * (len(runs) > 1)}"
         for i, s in enumerate(runs[0]["scales"]):
             y = [run["loss"][i] for run in runs]
-            source = f"result {SCALE} | {label}, {len(runs)} seeds | loss[{i}]"
-            rows.append(Row(CURVES, label, s, fmean(y), source, min(y), max(y)))
-    for (kind, strength, operator), runs in groups(sources.stored(MERGE).rows, "kind", "strength", "operator").items():
+            source = f"result {SCALE} | {label}, {count} | loss[{i}]"
+            rows.append(Row(KINDS[kind], f"λ = {strength:g}, {count}", s, fmean(y), source, min(y), max(y)))
+    merged = sources.stored(MERGE).rows if sources.has(MERGE) else []
+    for (kind, strength, operator), runs in groups(merged, "kind", "strength", "operator").items():
         label, y = name(kind, strength), [run[SKILL] for run in runs]
         source = f"result {MERGE} | {label}, {operator}, {len(runs)} seeds | {SKILL}"
         rows.append(Row(MAP, operator, label, fmean(y), source, min(y), max(y)))
@@ -45,22 +46,30 @@ def read(sources: Sources) -> list[Row]:
 
 
 def draw(rows: list[Row]) -> Canvas:
-    """Curves above, the map below with its numbers written in."""
+    """Curves above, a panel for each kind of update; below the map with its numbers written in, where there is one."""
     operators = series(rows, MAP)
-    canvas = style.canvas(2.2 + 0.17 * len(operators))
-    top, bottom = canvas.subplots(2, 1, height_ratios=(1.7, 0.3 + 0.17 * len(operators)))
-    for i, (label, line) in enumerate(series(rows, CURVES).items()):
-        how = style.look(i, marker=True) | {"markerfacecolor": "white"}
-        style.draw(top, line, label=label, **how)
-        x, low, high = ([float(getattr(row, side)) for row in line] for side in ("x", "low", "high"))
-        top.fill_between(x, low, high, color=how["color"], alpha=0.2, linewidth=0)
-    top.axvline(1, color=style.FAINT, linewidth=0.6, zorder=0)
-    top.set(yscale="log", xlabel="s, scale of the update", ylabel="loss, nats per token")
-    top.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.22))
-    columns = list(dict.fromkeys(str(row.x) for row in rows if row.panel == MAP))
-    _map(bottom, operators, columns)
-    style.panel_name(top, "(a)")
-    style.panel_name(bottom, "(b) exact match of the merge, %")
+    below = 0.5 + 0.17 * len(operators) if operators else 0.0
+    canvas = style.canvas(2.3 + below)
+    grid = canvas.add_gridspec(2 if operators else 1, 2, height_ratios=[2.3, below] if operators else [1])
+    first = None
+    for j, (panel, letter) in enumerate(zip(KINDS.values(), "ab", strict=True)):
+        ax = canvas.add_subplot(grid[0, j], sharey=first)
+        first = first or ax
+        for i, (label, line) in enumerate(series(rows, panel).items()):
+            how = style.look(i, marker=True) | {"markerfacecolor": "white"}
+            style.draw(ax, line, label=label, **how)
+            x, low, high = ([float(getattr(row, side)) for row in line] for side in ("x", "low", "high"))
+            ax.fill_between(x, low, high, color=how["color"], alpha=0.2, linewidth=0)
+        ax.axvline(1, color=style.FAINT, linewidth=0.6, zorder=0)
+        ax.set(yscale="log", xlabel="s, scale of the update", xticks=[0, 0.5, 1, 1.5, 2])
+        ax.legend(fontsize=5.8, loc="lower center", bbox_to_anchor=(0.5, 1.1), borderaxespad=0)
+        style.panel_name(ax, f"({letter}) {panel}")
+    if first is not None:
+        first.set_ylabel("loss, nats per token")
+    if operators:
+        bottom = canvas.add_subplot(grid[1, :])
+        _map(bottom, operators, list(dict.fromkeys(str(row.x) for row in rows if row.panel == MAP)))
+        style.panel_name(bottom, "(c) exact match of the merge, %")
     return canvas
 
 
@@ -81,18 +90,19 @@ def _map(ax: Any, operators: dict[str, list[Row]], columns: list[str]) -> None:
 
 def caption(sources: Sources) -> str:
     """What is shown."""
-    scale, merge = sources.stored(SCALE), sources.stored(MERGE)
-    counted = " and ".join(str(len({row["seed"] for row in result.rows})) for result in (scale, merge))
+    said = (
+        "(a), (b) held-out answer loss on addition of the zoo's base with s times an update that was trained with "
+        "Trap² of strength λ, or without (λ = 0): mean over the seeds that the legend counts, band from the least to "
+        f"the greatest, {sources.stored(SCALE).settings['problems']} problems."
+    )
+    if not sources.has(MERGE):
+        return f"{said} Merges by operator are not shown: {MERGE} is not stored yet."
+    seeds = len({row["seed"] for row in sources.stored(MERGE).rows})
     return (
-        "(a) held-out answer loss on addition of the zoo's base with s times an update that was trained with Trap² of "
-        "strength λ, or without (λ = 0): mean over seeds, band from least to greatest. (b) held-out exact match "
-        "on addition, mean over seeds, after merging the expert with an unprotected one on reversal, by each operator, "
-        f"at the scale that an attacker chose on problems of its own; {counted} seeds, {merge.settings['problems']} "
-        "problems; empty where an operator is for LoRA alone."
+        f"{said} (c) held-out exact match on addition after merging the expert with an unprotected one on reversal, "
+        f"mean of {seeds} seeds, by each operator at the scale that an attacker chose on problems of its own; empty "
+        "where an operator is for LoRA alone."
     )
 
 
-FIGURE = Figure(
-    8, "trap2", "Trap²: loss against s, and merges by operator and protection", read, draw, caption,
-    needs=(SCALE, MERGE),
-)  # fmt: skip
+FIGURE = Figure(8, "trap2", "Trap²: loss against s, and merges", read, draw, caption, needs=(SCALE,))

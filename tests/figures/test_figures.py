@@ -272,19 +272,19 @@ def test_trap2_takes_mean_and_spread_over_seeds(tmp_path):
         (tmp_path / f"{name}.json").write_text(result.model_dump_json(), encoding="utf-8")
     sources = Sources(REPORT, tmp_path)
     found = {(row.panel, row.series, row.x): (row.low, row.y, row.high) for row in trap2.read(sources)}
-    assert found["scale", "full, λ = 0.02", 0.0] == (2.0, 2.5, 3.0)
-    assert found["scale", "LoRA, λ = 0", 1.0] == (1.0, 1.0, 1.0)
+    assert found["full", "λ = 0.02, 2 seeds", 0.0] == (2.0, 2.5, 3.0)
+    assert found["LoRA", "λ = 0, 2 seeds", 1.0] == (1.0, 1.0, 1.0)
     assert found["merged", "ties", "full, λ = 0"] == (0.5, 0.625, 0.75)
     assert ("merged", "core-ties", "full, λ = 0") not in found and len(found) == 8 + 6
     said = trap2.FIGURE.write(sources, tmp_path)
-    assert "2 and 2 seeds, 7 problems" in said and (tmp_path / "figure8-trap2.pdf").stat().st_size > 1000
+    assert "mean of 2 seeds" in said and "7 problems" in said and (tmp_path / "figure8-trap2.pdf").stat().st_size > 1000
 
 
 def test_rows_of_another_version_name_the_command(tmp_path):
     old = stored("dlr_stored_bytes").model_copy(update={"rows": [{"kind": "full"}]})
     for name in ("trap_scale", "trap_merge"):
         (tmp_path / f"{name}.json").write_text(old.model_dump_json(), encoding="utf-8")
-    with pytest.raises(BadInput, match=r"another version .* run python -m lockproofs\.experiments trap_scale and"):
+    with pytest.raises(BadInput, match=r"another version .* run python -m lockproofs\.experiments trap_scale$"):
         trap2.FIGURE.write(Sources(REPORT, tmp_path), tmp_path)
 
 
