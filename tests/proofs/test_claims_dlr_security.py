@@ -80,15 +80,16 @@ def test_inversion_by_hand():
 
 @pytest.mark.parametrize("fault", ["adds", "leaves out a block"])
 def test_a_wrong_inversion_decides_nothing(fault, monkeypatch):
-    honest = Cell.states
+    honest = Cell.undone
 
-    def states(self, weights, hidden, out):
+    def undone(self, weights, hidden, out):
         if fault == "adds":
             yield from honest(self, weights, [-h for h in hidden], out)
         else:
-            yield from [out, *honest(self, weights, hidden, out)][:-1]
+            states = [x for x, _, _ in honest(self, weights, hidden, out)]
+            yield from self.known(hidden, [out, *states[:-1]])
 
-    monkeypatch.setattr(Cell, "states", states)
+    monkeypatch.setattr(Cell, "undone", undone)
     found = find(dlr.INVERSION)
     assert found.verdict is Verdict.UNDECIDED
     assert {"integer networks", "float64 networks", "drift of the states", "power"} <= failed(found)

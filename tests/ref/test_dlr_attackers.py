@@ -109,19 +109,20 @@ def test_a_wrong_inversion_is_seen(fault, monkeypatch):
     config = DLRConfig(6, 2, 5, "rms_gain")
     params, x, g = example(config)
     limit = allowed(config, params, x, g)
-    honest = Cell.states
+    honest = Cell.undone
 
-    def states(self, weights, hidden, out):
+    def undone(self, weights, hidden, out):
         if fault == "wrong sign":
             for w, h in zip(reversed(weights), reversed(hidden), strict=True):
                 out = out + self.added(w, h)
-                yield out
+                yield out, *self.activated(h)
         elif fault == "one block late":
-            yield from [out, *honest(self, weights, hidden, out)][:-1]
+            states = [x for x, _, _ in honest(self, weights, hidden, out)]
+            yield from self.known(hidden, [out, *states[:-1]])
         else:
             yield from honest(self, weights, [h.astype(np.float32).astype(float) for h in hidden], out)
 
-    monkeypatch.setattr(Cell, "states", states)
+    monkeypatch.setattr(Cell, "undone", undone)
     _, want = gradients(default(config), params, x, g)
     _, got = gradients(inverted(config), params, x, g)
     assert not all(a <= b for a, b in zip(apart(got, want), limit, strict=True))

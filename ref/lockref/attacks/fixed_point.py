@@ -61,7 +61,8 @@ def fixed_point(config: DLRConfig) -> Network:
         found: list[Block] = []
         for w in reversed(weights):
             out, _ = invert_block(w, out, config)
-            (grads,), g = cell.backward([w], [cell.hidden(w, out)], [out], g)
+            h = [cell.hidden(w, out)]
+            (grads,), g = cell.backward([w], h, cell.known(h, [out]), g)
             found.append(grads)
         return found[::-1], g
 

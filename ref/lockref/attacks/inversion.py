@@ -25,12 +25,15 @@ import ml_dtypes
 import numpy as np
 
 from lockref.autodiff import Traced, checkpoint, custom_vjp, ops
+from lockref.autodiff.ops.activations import WITH_SLOPE
 from lockref.autodiff.ops.fused import row_dot
+from lockref.autodiff.ops.residual_block import pull, pull_normed, pull_normed_x, pull_x
 from lockref.models import dlrnet
 from lockref.models.dlrnet import DLRConfig
 
 Network = Callable[[Mapping[str, Any], Any], Any]
 Block = dict[str, Any]
+Step = tuple[Any, Any, Any]  # a block's input x_l, and σ(h_l) and σ'(h_l), each computed once for all that reads it
 HELD = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -74,8 +77,8 @@ def reversible(
 
     def backward(kept: Any, g: Any) -> Any:
         hidden = [cell.load(h, g) for h in kept["hidden"]]
-        states = cell.states(kept["weights"], hidden, cell.load(kept["out"], g))
-        return cell.backward(kept["weights"], hidden, states, g)
+        steps = cell.undone(kept["weights"], hidden, cell.load(kept["out"], g))
+        return cell.backward(kept["weights"], hidden, steps, g)
 
     return custom_vjp(forward, backward, "inverted")
 
@@ -89,9 +92,9 @@ def _frozen(cell: "Cell") -> Callable[[Sequence[Block], Any], Any]:
 
         def backward(kept: Any, g: Any) -> Any:
             hidden = [cell.load(h, g) for h in kept["hidden"]]
-            states = cell.states(weights, hidden, cell.load(kept["out"], g))
-            for w, h, x in zip(reversed(weights), reversed(hidden), states, strict=True):
-                g = cell.pull_input(w, h, x, g)
+            steps = cell.undone(weights, hidden, cell.load(kept["out"], g))
+            for w, h, (x, _, slope) in zip(reversed(weights), reversed(hidden), steps, strict=True):
+                g = cell.pull_input(w, h, x, slope, g)
             return (g,)
 
         return custom_vjp(forward, backward, "inverted")(x)
@@ -134,6 +137,11 @@ class Cell:
         """B σ(h): what the block adds, in the same bits whenever it is computed from the same h."""
         return np.matmul(ops.ACTIVATIONS[self.config.activation](h), w["b"].T)
 
+    def activated(self, h: Any) -> tuple[Any, Any]:
+        """σ(h) and σ'(h)."""
+        found: tuple[Any, Any] = WITH_SLOPE[self.config.activation](h)
+        return found
+
     def forward(self, weights: Sequence[Block], x: Any) -> Iterator[tuple[Any, Any]]:
         """x_{l+1} and h_l, block after block."""
         x = self.rounded(x)
@@ -150,34 +158,43 @@ class Cell:
             hidden.append(self.store(h))
         return out, {"out": self.store(out), "hidden": hidden}
 
-    def states(self, weights: Sequence[Block], hidden: Sequence[Any], out: Any) -> Iterator[Any]:
-        """x_{L−1}, …, x_0, reconstructed from x_L one after the other."""
+    def undone(self, weights: Sequence[Block], hidden: Sequence[Any], out: Any) -> Iterator[Step]:
+        """The steps of the blocks, last one first, their inputs reconstructed from x_L one after the other."""
         for w, h in zip(reversed(weights), reversed(hidden), strict=True):
-            out = self.rounded(_reusing(np.subtract, out, self.added(w, h)))
-            yield out
+            value, slope = self.activated(h)
+            added = np.matmul(value, w["b"].T)  # in the bits of added(w, h)
+            out = self.rounded(_reusing(np.subtract, out, added))
+            yield out, value, slope
+
+    def states(self, weights: Sequence[Block], hidden: Sequence[Any], out: Any) -> Iterator[Any]:
+        """x_{L−1}, …, x_0, reconstructed from x_L."""
+        return (x for x, _, _ in self.undone(weights, hidden, out))
+
+    def known(self, hidden: Sequence[Any], states: Iterable[Any]) -> Iterator[Step]:
+        """The steps of the blocks, last one first, for inputs that are known."""
+        return ((x, *self.activated(h)) for h, x in zip(reversed(hidden), states, strict=True))
 
     def backward(
-        self, weights: Sequence[Block], hidden: Sequence[Any], states: Iterable[Any], g: Any
+        self, weights: Sequence[Block], hidden: Sequence[Any], steps: Iterable[Step], g: Any
     ) -> tuple[list[Block], Any]:
-        """Cotangents of the blocks and of x_0: the engine's own rules on the states given, last state first."""
+        """Cotangents of the blocks and of x_0: the engine's own rules along the steps given, last one first."""
         found: list[Block] = []
-        for w, h, x in zip(reversed(weights), reversed(hidden), states, strict=True):
-            a, choice = self._folded(w), self.config.activation
+        for w, h, (x, value, slope) in zip(reversed(weights), reversed(hidden), steps, strict=True):
+            a = self._folded(w)
             if self.config.norm == "none":
-                g, ga, gb = ops.low_rank.vjps["x", "a", "b"].function(g, x, a, w["b"], h, choice)
+                g, ga, gb = pull(g, x, a, w["b"], value, slope)
             else:
-                rule = ops.normed_low_rank.vjps["x", "a", "b"].function
-                g, ga, gb = rule(g, x, a, w["b"], h, self._rstd(x), choice)
+                g, ga, gb = pull_normed(g, x, a, w["b"], h, self._rstd(x), value, slope)
             gain = {"gain": np.sum(ga * w["a"], axis=0)} if "gain" in w else {}
             found.append({"a": ga * w["gain"] if gain else ga, "b": gb, **gain})
         return found[::-1], g
 
-    def pull_input(self, w: Block, h: Any, x: Any, g: Any) -> Any:
+    def pull_input(self, w: Block, h: Any, x: Any, slope: Any, g: Any) -> Any:
         """Cotangent of the block's input alone."""
-        a, choice = self._folded(w), self.config.activation
+        a = self._folded(w)
         if self.config.norm == "none":
-            return ops.low_rank.vjps["x",].function(g, a, w["b"], h, choice)
-        return ops.normed_low_rank.vjps["x",].function(g, x, a, w["b"], h, self._rstd(x), choice)
+            return pull_x(g, a, w["b"], slope)
+        return pull_normed_x(g, x, a, w["b"], h, self._rstd(x), slope)
 
     def _folded(self, w: Block) -> Any:
         return w["a"] * w["gain"] if "gain" in w else w["a"]
@@ -236,8 +253,7 @@ def _growth(
     limits = state_bounds(states, found, unit_roundoff(dtype, held))
     exceeded = any(np.any(np.abs(a - b) > e) for a, b, e in zip(found, states[-2::-1], limits, strict=True))
     size = float(np.linalg.norm(states[0]))
-    want = cell.backward(weights, hidden, states[-2::-1], g)
-    got = cell.backward(weights, hidden, found, g)
+    want, got = (cell.backward(weights, hidden, cell.known(hidden, at), g) for at in (states[-2::-1], found))
     return Growth(
         config.depth,
         scale,

@@ -131,3 +131,37 @@ def _(g, x):
     t = np.tanh(TANH_GAIN * (x + TANH_CUBE * x * x * x))
     slope = TANH_GAIN * (1 + 3 * TANH_CUBE * x * x)
     return g * 0.5 * (1 + t + x * (1 - t * t) * slope)
+
+
+# Value and slope of an array, for rules that read both: what the two share is computed once, and the value comes out in
+# the same bits as from the operation above. Traced arrays pass through.
+def _silu_with_slope(x):
+    s = sigmoid(x)
+    y = x * s
+    return y, s + y * (1 - s)
+
+
+def _gelu_erf_with_slope(x):
+    twice = 1 + erf(x * _SQRT_HALF)
+    return 0.5 * x * twice, 0.5 * twice + x * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+def _gelu_tanh_with_slope(x):
+    t = tanh(TANH_GAIN * (x + TANH_CUBE * x * x * x))
+    return 0.5 * x * (1 + t), 0.5 * (1 + t + x * (1 - t * t) * (TANH_GAIN * (1 + 3 * TANH_CUBE * x * x)))
+
+
+def _relu_with_slope(x):
+    y = relu(x)
+    return y, primal(y) > 0
+
+
+def _tanh_with_slope(x):
+    y = tanh(x)
+    return y, 1 - y * y
+
+
+WITH_SLOPE = {
+    "silu": _silu_with_slope, "gelu_erf": _gelu_erf_with_slope, "gelu_tanh": _gelu_tanh_with_slope,
+    "relu": _relu_with_slope, "tanh": _tanh_with_slope,
+}  # fmt: skip

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lockref.autodiff.ops.activations import gelu_erf, gelu_tanh, relu, silu, tanh
+from lockref.autodiff.ops.activations import WITH_SLOPE, gelu_erf, gelu_tanh, relu, silu, tanh
 from lockref.autodiff.ops.fused import normalize, row_dot, tiles
 from lockref.autodiff.ops.linalg import matmul
 from lockref.autodiff.ops.shape import transpose
@@ -19,14 +19,6 @@ def _plus(fresh, x):
     """fresh + x, written over `fresh`: a block makes one new array of d columns, not two."""
     fresh += x
     return fresh
-
-
-def _hidden_cotangent(g, b, h, activation):
-    """Cotangent of h = A N(x): σ'(h) ∘ (g B), by the activation's own rule."""
-    op = ACTIVATIONS[activation]
-    rule = op.vjps["x",]
-    reads = {"x": h} if "x" in rule.names else {"out": op.impl(h)}
-    return rule.function(np.matmul(g, b), *reads.values())
 
 
 def _pull_b(g, h, activation):
@@ -46,12 +38,12 @@ def low_rank(x, a, b, *, activation):
 
 @low_rank.vjp("x")
 def _(g, a, b, h, activation):
-    return _plus(_hidden_cotangent(g, b, h, activation) @ a, g)
+    return pull_x(g, a, b, WITH_SLOPE[activation](h)[1])
 
 
 @low_rank.vjp("a")
 def _(g, x, b, h, activation):
-    return _rows(_hidden_cotangent(g, b, h, activation)).T @ _rows(x)
+    return _rows(np.matmul(g, b) * WITH_SLOPE[activation](h)[1]).T @ _rows(x)
 
 
 @low_rank.vjp("b")
@@ -61,8 +53,18 @@ def _(g, h, activation):
 
 @low_rank.vjp("x", "a", "b")
 def _(g, x, a, b, h, activation):
-    gh = _hidden_cotangent(g, b, h, activation)
-    return _plus(gh @ a, g), _rows(gh).T @ _rows(x), _pull_b(g, h, activation)
+    return pull(g, x, a, b, *WITH_SLOPE[activation](h))
+
+
+def pull_x(g, a, b, slope):
+    """Cotangent of x for slope = σ'(h): g + (g b ∘ σ'(h)) a."""
+    return _plus(np.matmul(np.matmul(g, b) * slope, a), g)
+
+
+def pull(g, x, a, b, value, slope):
+    """Cotangents of x, a and b for value = σ(h) and slope = σ'(h)."""
+    gh = np.matmul(g, b) * slope
+    return _plus(np.matmul(gh, a), g), _rows(gh).T @ _rows(x), _rows(g).T @ _rows(value)
 
 
 def _normed_twin(x, a, b, *, activation, eps):
@@ -81,23 +83,14 @@ def normed_low_rank(x, a, b, *, activation, eps):
     return _plus(np.matmul(ACTIVATIONS[activation].impl(h), b.T), x), h, rstd
 
 
-def _pull_normed_x(g, gh, x, a, h, rstd):
-    # h = rstd · (x aᵀ), so the norm's share is ∂rstd/∂x · Σ gh∘h / rstd = −x rstd²/d · Σ gh∘h
-    along = rstd * rstd * (row_dot(gh, h) / x.shape[-1])
-    out = _plus(np.matmul(gh * rstd, a), g)
-    for rows in tiles(*_rows(out).shape):  # a few rows at a time: no second array of d columns
-        _rows(out)[rows] -= _rows(x)[rows] * _rows(along)[rows]
-    return out
-
-
 @normed_low_rank.vjp("x")
 def _(g, x, a, b, h, rstd, activation):
-    return _pull_normed_x(g, _hidden_cotangent(g, b, h, activation), x, a, h, rstd)
+    return pull_normed_x(g, x, a, b, h, rstd, WITH_SLOPE[activation](h)[1])
 
 
 @normed_low_rank.vjp("a")
 def _(g, x, b, h, rstd, activation):
-    return _rows(_hidden_cotangent(g, b, h, activation) * rstd).T @ _rows(x)
+    return _rows(np.matmul(g, b) * WITH_SLOPE[activation](h)[1] * rstd).T @ _rows(x)
 
 
 @normed_low_rank.vjp("b")
@@ -107,6 +100,25 @@ def _(g, h, activation):
 
 @normed_low_rank.vjp("x", "a", "b")
 def _(g, x, a, b, h, rstd, activation):
-    gh = _hidden_cotangent(g, b, h, activation)
-    ga = _rows(gh * rstd).T @ _rows(x)
-    return _pull_normed_x(g, gh, x, a, h, rstd), ga, _pull_b(g, h, activation)
+    return pull_normed(g, x, a, b, h, rstd, *WITH_SLOPE[activation](h))
+
+
+def pull_normed_x(g, x, a, b, h, rstd, slope):
+    """Cotangent of x for slope = σ'(h)."""
+    return _through_norm(g, np.matmul(g, b) * slope, x, a, h, rstd)[0]
+
+
+def pull_normed(g, x, a, b, h, rstd, value, slope):
+    """Cotangents of x, a and b for value = σ(h) and slope = σ'(h)."""
+    gx, scaled = _through_norm(g, np.matmul(g, b) * slope, x, a, h, rstd)
+    return gx, _rows(scaled).T @ _rows(x), _rows(g).T @ _rows(value)
+
+
+def _through_norm(g, gh, x, a, h, rstd):
+    """Cotangents of x and of x aᵀ. h = rstd · (x aᵀ), so the norm's share is −x rstd²/d · Σ gh∘h."""
+    along = rstd * rstd * (row_dot(gh, h) / x.shape[-1])
+    gh = gh * rstd
+    out = _plus(np.matmul(gh, a), g)
+    for rows in tiles(*_rows(out).shape):  # a few rows at a time: no second array of d columns
+        _rows(out)[rows] -= _rows(x)[rows] * _rows(along)[rows]
+    return out, gh
