@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from lockproofs.claim import BadInput, Curve, Plot
 from lockproofs.hub_sizes import HUB
-from lockref.attacks.frontier import MLPWay, Stack, locked
+from lockref.attacks.frontier import GOALS, MLPWay, Stack, amplification, locked
 from lockref.autodiff import schedules
 from lockref.autodiff.schedules import Action, Pull, Record, Run
 from lockref.models import dlrnet, storage
@@ -23,6 +23,7 @@ from lockref.models.tensor_file import parse_object
 
 ITEMSIZE: Final = 2  # bfloat16
 MLPS: Final = ("swiglu", "dlr")
+BUDGETS: Final = (1.0, 4 / 3, 2.0, 3.0)
 
 
 DEFAULT: Final = MLPWay()
@@ -53,7 +54,8 @@ MEANINGS: Final = {
     "frozen": "attention trains, MLPs are frozen",
     "checkpoint": "groups of about √n layers are recomputed",
     "inversion": "h-only inversion of the DLR-Nets, nothing else recomputed",
-    "forward": "forward mode: an unbiased estimate of the gradient, of variance (n + 1) ‖∇f‖² for n weights",
+    "forward": "forward mode, one direction: an unbiased estimate of the gradient, of variance (n + 1) ‖∇f‖² for n "
+    "weights",
     "frozen+inversion": "attention trains, frozen DLR-Nets are inverted",
     "checkpoint+inversion": "both",
 }
@@ -73,8 +75,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The cost frontier at one budget: who needs the least memory, on this model and on the unlocked one."""
+
+    goal: str  # which weights train
+    budget: float  # operations, relative to default reverse mode with this goal on the unlocked model
+    attacker: str
+    elements_per_token: int
+    bytes: int
+    unlocked_attacker: str
+    times_unlocked: float
+
+
+@dataclass(frozen=True)
 class Survey:
-    """The table and the timelines."""
+    """The table, the cost frontier and the timelines."""
 
     model: str
     mlp: str
@@ -83,6 +98,7 @@ class Survey:
     norm: str | None
     tokens: int
     rows: list[Row]
+    frontier: list[Budget]
     timelines: list[Curve]
 
     def as_data(self) -> dict[str, Any]:
@@ -139,6 +155,7 @@ def survey(config: str, *, mlp: str, depth: int, norm: str, attackers: str, toke
         name, mlp,
         stack.dlr.depth if stack.dlr else None, stack.dlr.rank if stack.dlr else None, norm if stack.dlr else None,
         tokens, [_row(stack, plain, attacker) for attacker in chosen],
+        [_budget(stack, plain, goal, budget) for goal in GOALS for budget in BUDGETS],
         [timeline(stack, attacker) for attacker in chosen if attacker in DRAWN],
     )  # fmt: skip
 
@@ -165,6 +182,12 @@ def _row(stack: Stack, plain: Stack, name: str) -> Row:
     times = mine / its if its and stack.dlr else None
     tokens = stack.context
     return Row(name, MEANINGS[name], mine, mine * tokens * ITEMSIZE, _operations(stack, name), times)
+
+
+def _budget(stack: Stack, plain: Stack, goal: str, budget: float) -> Budget:
+    times, best, other = amplification(plain, stack, goal, budget)
+    size = best.elements * stack.context * ITEMSIZE
+    return Budget(goal, budget, best.name, best.elements, size, other.name, times)
 
 
 def _elements(stack: Stack, way: Way) -> int:
@@ -260,3 +283,16 @@ def cells(row: Row) -> Sequence[str]:
 
     times = "–" if row.times_unlocked is None else f"{row.times_unlocked:.2f}"
     return (row.attacker, f"{row.elements_per_token:,}", size(row.bytes), f"{row.operations:.2f}", times)
+
+
+def budget_headings() -> Sequence[str]:
+    """Of the frontier's columns."""
+    return ("trains", "budget", "per token", "in all", "unlocked = 1", "attacker")
+
+
+def budget_cells(row: Budget) -> Sequence[str]:
+    """One line of the frontier, as text."""
+    from lockproofs.render import size
+
+    numbers = (f"{row.budget:.2f}", f"{row.elements_per_token:,}", size(row.bytes), f"{row.times_unlocked:.2f}")
+    return (row.goal, *numbers, row.attacker)

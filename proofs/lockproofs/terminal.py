@@ -20,7 +20,7 @@ from rich.text import Text
 
 from lockproofs.audit import Track, method, rerun
 from lockproofs.claim import Claim, Verdict
-from lockproofs.memory import Survey, cells, headings
+from lockproofs.memory import Survey, budget_cells, budget_headings, cells, headings
 from lockproofs.render import SYMBOLS, denominators, given, key_figure, quantity, requirement, seconds, size
 from lockproofs.report import ClaimResult, Report
 
@@ -166,6 +166,14 @@ def memory(found: Survey, page: Path | None) -> None:
     console.print(table)
     note = "logical activations of the layers in bfloat16; operations: default step with all weights training = 1"
     console.print(Text(note, "dim"))
+    frontier = _table(*budget_headings())
+    for column in frontier.columns[1:-1]:
+        column.justify = "right"
+    for budget in found.frontier:
+        frontier.add_row(*budget_cells(budget))
+    console.print(Text("The least memory of any attacker within a budget", "bold"))
+    console.print(frontier)
+    console.print(Text("budget: operations; a default step of the unlocked model with the same goal = 1", "dim"))
     if page:
         console.print(f"timeline: {page}", markup=False)
 

@@ -36,6 +36,21 @@ def test_json_and_nothing_else(memory):
     assert rows["inversion"]["times_unlocked"] < 1 < rows["reverse"]["times_unlocked"]
 
 
+def test_the_frontier_is_the_least_of_all_attackers(memory):
+    code, out, _ = memory("--json", "-", "--depth", "48", "--norm", "rms")
+    rows = json.loads(out)["frontier"]
+    assert code == 0 and [(r["goal"], round(r["budget"], 2)) for r in rows] == [
+        (goal, budget) for goal in ("all", "attention") for budget in (1.0, 1.33, 2.0, 3.0)
+    ]
+    for goal in ("all", "attention"):
+        sizes = [r["elements_per_token"] for r in rows if r["goal"] == goal]
+        assert sizes == sorted(sizes, reverse=True)
+    assert rows[0]["attacker"] == rows[0]["unlocked_attacker"] == "default reverse mode"
+    assert all(r["bytes"] == r["elements_per_token"] * 1024 * 2 for r in rows)
+    plain = survey("qwen3-0.6b", mlp="swiglu", depth=48, norm="none", attackers="all", tokens=1024)
+    assert {row.times_unlocked for row in plain.frontier} == {1.0}
+
+
 def test_a_checkpoint_directory_and_the_unlocked_model():
     found = survey(str(zoo_path("base")), mlp="swiglu", depth=48, norm="none", attackers="all", tokens=64)
     assert found.depth is None and "inversion" not in {row.attacker for row in found.rows}
@@ -71,7 +86,7 @@ class _Page(HTMLParser):
 def test_the_page_stands_alone(memory, tmp_path):
     page = tmp_path / "memory.html"
     code, out, _ = memory("--html", str(page), "--attacker", "reverse,inversion")
-    assert code == 0 and "reverse" in out and "checkpoint" not in out
+    assert code == 0 and "reverse" in out and "no-grad" not in out
     text, parser = page.read_text(), _Page()
     parser.feed(text)
     assert parser.tags.count("figure") == 2 and "svg" in parser.tags

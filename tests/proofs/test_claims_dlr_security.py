@@ -170,7 +170,7 @@ def test_a_closed_form_off_by_one_column_is_caught(monkeypatch):
 
 
 def test_without_inversion_the_frontier_would_show_an_amplification(monkeypatch):
-    monkeypatch.setattr(Stack, "_ways", lambda self: [MLPWay(), MLPWay(recomputed=True)])
+    monkeypatch.setattr(Stack, "ways", lambda self: [MLPWay(), MLPWay(recomputed=True)])
     assert "everything trains, twice the operations" in failed(find(dlr.FRONTIER))
 
 

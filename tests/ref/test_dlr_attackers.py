@@ -361,6 +361,7 @@ def test_forward_mode_and_differences_keep_nothing():
         (lambda c, p, x: inverted(c)(p, x[:, :-1]), "the input has shape"),
         (lambda c, p, x: inverted(c)({**p, "extra": x}, x), "tensor extra is unexpected"),
         (lambda c, p, x: fixed_point.fixed_point(c)({}, x), "blocks.0.a is missing"),
+        (lambda c, p, x: checkpointing.checkpointed(c, 5), "5 segments of 4 blocks; choose 1 … 4"),
         (lambda c, p, x: checkpointing.scheduled(p, x, x, c, schedules.per_block(4), group=9), "groups of 9 blocks"),
         (lambda c, p, x: storage.dlr_inverted(c, 9), "9 segments of 4 blocks"),
         (lambda c, p, x: gradient_free.zeroth_order(lambda p: 0.0, p, None, step=0.0), "step is 0.0"),
@@ -381,3 +382,32 @@ def test_schedules_hold_less_the_more_they_compute():
         schedules.keep_all(64), schedules.per_block(64), schedules.binomial(64, 8), schedules.binomial(64, 1)
     )]  # fmt: skip
     assert all(a > b for a, b in pairwise(kept))
+
+
+@settings(max_examples=30, deadline=None)
+@given(configs, seeds, st.integers(1, 6))
+def test_checkpointed_segments_keep_their_starts_and_give_the_bits_of_default_reverse(config, seed, segments):
+    segments = min(segments, config.depth)
+    params, x, g = example(config, seed)
+    attack = checkpointing.checkpointed(config, segments)
+    assert saved(attack, params, x, argnums=(0, 1)).bytes() == storage.Storage((segments - 1) * config.width).bytes(
+        6, 8
+    )
+    y0, want = gradients(default(config), params, x, g)
+    y, got = gradients(attack, params, x, g)
+    assert np.array_equal(y, y0) and max(apart(got, want)) == 0
+
+
+def test_the_spectral_norm_is_rounded_up():
+    for shape in ((1, 5), (3, 3), (4, 40)):
+        w = np.random.default_rng(0).standard_normal(shape)
+        exact = float(np.linalg.norm(w, 2))
+        for dtype in (np.float32, np.float64):
+            found = fixed_point._spectral_norm(w.astype(dtype))
+            assert exact * (1 - 1e-7 * (dtype is np.float32)) <= found <= exact * (1 + 400 * np.finfo(dtype).eps)
+
+
+def test_attacks_are_public():
+    import lockref.attacks as public
+
+    assert all(callable(getattr(public, name)) for name in public.__all__)

@@ -15,6 +15,7 @@ from lockproofs.claims.dlr_cost import BACKWARD_COST
 from lockproofs.claims.dlr_frontier import FRONTIER
 from lockproofs.claims.dlr_frozen import FROZEN
 from lockproofs.claims.dlr_inversion import INVERSION
+from lockproofs.claims.dlr_latency import LATENCY
 from lockproofs.claims.dlr_redistill import REDISTILL
 from lockproofs.claims.dlr_size import INFER, PARITY
 from lockproofs.claims.dlr_utility import UTILITY
@@ -294,4 +295,16 @@ STORAGE_TRAIN = Claim(
     check=check_storage_train,
 )
 
-CLAIMS = (PARITY, STORAGE_TRAIN, INFER, FROZEN, CHECKPOINT, INVERSION, BACKWARD_COST, UTILITY, REDISTILL, FRONTIER)
+CLAIMS = (
+    PARITY,
+    STORAGE_TRAIN,
+    INFER,
+    LATENCY,
+    FROZEN,
+    CHECKPOINT,
+    INVERSION,
+    BACKWARD_COST,
+    UTILITY,
+    REDISTILL,
+    FRONTIER,
+)

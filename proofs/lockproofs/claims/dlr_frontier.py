@@ -1,6 +1,6 @@
 """DLR-FRONTIER: the least memory that any attacker needs, at each budget of operations."""
 
-from collections.abc import Set
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,72 +19,40 @@ from lockproofs.claim import (
     Source,
     Verdict,
 )
+from lockproofs.claims import dlr_frontier_time as in_time
 from lockproofs.claims.dlr_common import FORMULA, PAPER, exact
 from lockproofs.claims.dlr_cost import passes
 from lockproofs.curves.dlr import cost_frontiers, stored, timelines
+from lockproofs.dlr_stacks import running
 from lockproofs.hub_sizes import HUB
 from lockref.attacks import frontier
 from lockref.attacks.frontier import MLPWay, Stack, amplification, locked
 from lockref.attacks.inversion import inverted
 from lockref.autodiff import ops, saved
-from lockref.locks.dlr import locked_block
-from lockref.models import dlrnet, qwen3, storage
+from lockref.models import dlrnet
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.qwen3_config import Qwen3Config
 
-BUDGETS = (1.0, 4 / 3, 2.0, 3.0)
+BUDGETS = in_time.BUDGETS
 DEPTHS = (8, 16, 48, 96)
 DEPTH = 48
 TOKENS = 4
-NOTHING: Set[str] = frozenset()
 SMALL = Qwen3Config(11, 12, 20, 2, 4, 2, 6)
 GIVEN: dict[str, Any] = {"d": 2, "m": 4, "L": 3}
 
 
-def block_of(config: DLRConfig, way: MLPWay, frozen: bool) -> qwen3.Block:
-    """A Qwen3 layer whose MLP is a DLR-Net, differentiated that way."""
-    return locked_block(config, inverted(config, segments=way.segments, frozen=frozen) if way.inverted else None)
-
-
-def stack_bytes(stack: Stack, goal: str, way: MLPWay, rng: np.random.Generator) -> int:
-    """What reverse mode through the running stack keeps, in float64, the stream that enters included."""
-    host = stack.config
-    names = {n: s for n, s in qwen3.expected_tensors(host).items() if ".layers." in n}
-    if stack.dlr is not None:
-        names = {n: s for n, s in names.items() if ".mlp." not in n}
-        for i in range(host.num_hidden_layers):
-            nets = dlrnet.expected_tensors(stack.dlr)
-            names |= {f"model.layers.{i}.mlp.{n}": s for n, s in nets.items()}
-    weights = {n: rng.standard_normal(s) * 0.2 for n, s in names.items()}
-    frozen = {n: w for n, w in weights.items() if goal == "attention" and (".mlp" in n or "norm" in n)}
-    trained = {n: w for n, w in weights.items() if n not in frozen}
-    block = block_of(stack.dlr, way, goal == "attention") if stack.dlr else qwen3.block
-
-    def run(trained: Any, frozen: Any, x: Any) -> Any:
-        for i in range(host.num_hidden_layers):
-            x = block(qwen3.layer_weights({**trained, **frozen}, i), x, host)
-        return x
-
-    x = rng.standard_normal((TOKENS, host.hidden_size))
-    ledger = saved(run, trained, frozen, x, argnums=(0, 2), parameters=(0, 1))
-    return ledger.bytes() + x.nbytes
-
-
 def _ledger_checks(rng: np.random.Generator) -> tuple[int, int]:
-    """Closed form of the default and the inverting attacker against running stacks: largest gap, stacks."""
+    """Closed form against the ledger of running stacks, every way with the MLPs: largest gap, stacks."""
     off, runs = 0, 0
     keep = frontier.plans(SMALL.num_hidden_layers)[0]
+    x = rng.standard_normal((TOKENS, SMALL.hidden_size))
     nets = [DLRConfig(12, 3, depth, norm) for depth in (1, 5) for norm in dlrnet.NORMS]
     for stack in (Stack(SMALL), *(Stack(SMALL, net) for net in nets)):
-        for goal in frontier.GOALS:
-            for way in (MLPWay(), MLPWay(inverted=True)) if stack.dlr else (MLPWay(),):
-                want = stack.attacker(goal, way, keep).elements
-                fixed = 0
-                if stack.dlr is not None and not way.inverted:
-                    trains = storage.DLR_WEIGHTS if goal == "all" else NOTHING
-                    fixed = storage.dlr(stack.dlr, fused=True, trains=trains).fixed * SMALL.num_hidden_layers
-                off = max(off, abs(stack_bytes(stack, goal, way, rng) - (want * TOKENS + fixed) * 8))
-                runs += 1
+        for goal, way in product(frontier.GOALS, stack.ways()):
+            fixed = stack.mlp_storage(goal, way).fixed * SMALL.num_hidden_layers
+            want = (stack.held(goal, way, keep) * TOKENS + fixed) * 8
+            off = max(off, abs(running(stack, goal, way, rng).ledger(x).bytes() + x.nbytes - want))
+            runs += 1
     return off, runs
 
 
@@ -142,13 +110,16 @@ def _alone(config: Qwen3Config, norm: str) -> frontier.Attacker:
 def check_frontier(ctx: Context) -> Evidence:
     """Every attacker of a list at the sizes of three published models, closed forms verified by running stacks.
 
-    The list: default reverse mode; h-only inversion, with segments; MLPs recomputed; all of it under every schedule of
-    equal groups of layers and every binomial schedule. Two goals: all weights train, or attention alone with the MLPs
-    frozen. For a budget of b times the operations of one default training step of the *unlocked* model, the figure is
-    the least memory of any attacker on the locked model over the least memory of any on the unlocked one. An
-    amplification that holds must exceed 1 for every attacker at every budget; one attacker with at most 1 refutes it.
+    The list: default reverse mode; h-only inversion; MLPs recomputed; blocks checkpointed in 2, 4, √L or L segments;
+    all of it under every schedule of equal groups of layers and every binomial schedule. Two goals: all weights train,
+    or attention alone with the MLPs frozen. For a budget of b times the operations of one default training step of the
+    *unlocked* model, the figure is the least memory of any attacker on the locked model over the least memory of any on
+    the unlocked one. An amplification that holds must exceed 1 for every attacker at every budget; one attacker with at
+    most 1 refutes it. Budgets of time instead of operations are read from the experiment `dlr_frontier_time`: medians
+    of ratios of wall time on small running stacks, beside the peak of memory that was measured.
     """
     rng = ctx.rng()
+    timed = in_time.read()
     off, stacks = _ledger_checks(rng)
     counted = _counted_inversion(rng)
     table = {
@@ -184,7 +155,7 @@ def check_frontier(ctx: Context) -> Evidence:
             f"model down to {inverting:.2f} times what default training of the unlocked one holds. With norms inside "
             f"the blocks the frozen attacker too pays {min(normed):.1f} to {max(normed):.1f} times at default cost, "
             f"and at most {last:.2f} times at three times the operations. So the lock taxes an attacker who spends no "
-            "extra operation, and can be bought off."
+            "extra operation, and can be bought off. " + in_time.finding(timed)
         ),
         checks=[
             Check(
@@ -206,8 +177,9 @@ def check_frontier(ctx: Context) -> Evidence:
                 statistic="largest amplification over sizes, norms, goals", tolerance_from="integers: no tolerance",
                 cases=4 * len(HUB),
             ),
+            *in_time.checks(timed),
             exact(
-                "ledger = closed form", "max |ledger − formula| of running stacks, two goals, default and inverting",
+                "ledger = closed form", "max |ledger − formula| of running stacks, two goals, every way with the MLPs",
                 off, 0, cases=stacks,
             ),
             Check(
@@ -241,12 +213,13 @@ def check_frontier(ctx: Context) -> Evidence:
             "the least over a list of attackers: an upper bound on what the best attacker needs",
             "logical elements per token at a context of 1,024 tokens, fused operations; embedding and output head, "
             "which are the same with and without the lock, are left out; so are optimizer states",
-            "operations of matrix products, elementwise work left out; time is not measured here",
+            "operations of matrix products, elementwise work left out; times are stored, of small stacks on one thread",
         ],
         deviations=[FORMULA],
         plots=[
             _plot("qwen3-8b", "none", "all"), _plot("qwen3-8b", "rms", "attention"),
             stored(width, mlp_width, ctx.rng(1)), timelines("qwen3-0.6b", DEPTH, 1024), *cost_frontiers(DEPTH),
+            *in_time.plots(timed),
         ],
         severity="high",
         fix="count on the factor at default cost only; norms inside every block are needed for even that where "

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lockref.attacks.inversion import Block, blocks, reversible
-from lockref.autodiff import run_chain
+from lockref.attacks.inversion import Block, Network, blocks, reversible, segment_bounds
+from lockref.autodiff import checkpoint, ops, run_chain
 from lockref.autodiff.schedules import Action
 from lockref.models import dlrnet
 from lockref.models.dlrnet import DLRConfig
@@ -48,6 +48,24 @@ def scheduled(
     flat = [w for part in found for w in part]
     grads = {f"blocks.{i}.{name}": w[name] for i, w in enumerate(flat) for name in w}
     return grads, gx - cotangent if config.placement == "difference" else gx
+
+
+def checkpointed(config: DLRConfig, segments: int) -> Network:
+    """The DLR-Net of `config` as (params, x) -> y, of which the tape keeps the state before each segment of blocks.
+
+    The sweep computes the rest again, one segment at a time: (S − 1) d between the passes besides x_0, one more
+    forward pass. Raises ValueError for tensors that do not fit and for impossible segments.
+    """
+    bounds, run = segment_bounds(config, segments), checkpoint(_default(config))
+
+    def network(params: Mapping[str, Any], x: Any) -> Any:
+        dlrnet.require_shapes(params, np.shape(x), config)
+        weights, out = blocks(params, config), x
+        for start, stop in bounds:
+            out = run(weights[start:stop], out)
+        return ops.subtract(out, x) if config.placement == "difference" else out
+
+    return network
 
 
 def _default(config: DLRConfig) -> Any:

@@ -8,8 +8,9 @@ and output head, which the lock does not touch: what is left is where it can sho
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
+from math import isqrt
 from typing import Final
 
 from lockref.autodiff import schedules
@@ -25,7 +26,10 @@ NOTHING: Final = frozenset[str]()
 
 @dataclass(frozen=True)
 class MLPWay:
-    """How one MLP is differentiated: recomputed from its input or not, by default rules or by inversion."""
+    """How one MLP is differentiated: recomputed from its input or not, by default rules or by inversion.
+
+    `segments` > 1 of a DLR-Net: the state before each is kept, the rest computed again, one segment at a time.
+    """
 
     recomputed: bool = False
     inverted: bool = False
@@ -34,7 +38,8 @@ class MLPWay:
     @property
     def name(self) -> str:
         parts = ["MLPs recomputed"] * self.recomputed + ["h-only inversion"] * self.inverted
-        return " and ".join(parts) + (f" in {self.segments} segments" if self.segments > 1 else "")
+        parts += [f"{self.segments} segments of blocks checkpointed"] * (self.segments > 1)
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -70,61 +75,84 @@ class Stack:
         return 4 * self.dlr.width * self.dlr.rank * self.dlr.depth
 
     def mlp_storage(self, goal: str, way: MLPWay) -> Storage:
-        """What one differentiated MLP holds, without its input."""
+        """What one MLP keeps from the forward pass to its sweep, without its input."""
+        if way.recomputed:
+            return Storage(0)
+        return self._starts(way) if way.segments > 1 else self._differentiated(goal, way)
+
+    def mlp_peak(self, goal: str, way: MLPWay) -> Storage:
+        """The most that one MLP holds while it is swept, without its input."""
+        return self._starts(way) + self._differentiated(goal, way)
+
+    def _starts(self, way: MLPWay) -> Storage:
+        """The states before all segments but the first, whose start is the MLP's input."""
+        return Storage((way.segments - 1) * self.config.hidden_size)
+
+    def _differentiated(self, goal: str, way: MLPWay) -> Storage:
+        """What the differentiated MLP, or one segment of it, holds besides its input."""
+        trains = goal == "all"
         if self.dlr is None:
             return storage.swiglu(
-                self.config.intermediate_size, fused=True, trains=SWIGLU_WEIGHTS if goal == "all" else NOTHING
+                self.config.intermediate_size, fused=True, trains=SWIGLU_WEIGHTS if trains else NOTHING
             )
+        part = replace(self.dlr, depth=-(-self.dlr.depth // way.segments))
         if way.inverted:
-            return storage.dlr_inverted(self.dlr, way.segments)
-        return storage.dlr(self.dlr, fused=True, trains=DLR_WEIGHTS if goal == "all" else NOTHING)
+            return storage.dlr_inverted(part)
+        return storage.dlr(part, fused=True, trains=DLR_WEIGHTS if trains else NOTHING)
 
     def reads_input(self, goal: str, way: MLPWay) -> bool:
         """Whether the normed stream stays for the MLP."""
-        if way.recomputed:
+        if way.recomputed or way.segments > 1:
             return True
         if self.dlr is None or way.inverted:
             return self.dlr is None and goal == "all"
         return goal == "all" or self.dlr.norm != "none"
 
     def operations(self, goal: str, way: MLPWay, forwards: float = 1.0) -> float:
-        """Of one layer's training step with that many forward passes: two more for gradients, one where frozen."""
-        mlp, extra = self.mlp_operations, 0.0
-        if way.inverted:
-            extra += 0.5 + (way.segments > 1)  # the product with B once more; a segment's forward pass once more
-        backward = 2 * self.attention_operations + (2 if goal == "all" else 1) * mlp
-        return forwards * (self.attention_operations + mlp) + backward + (way.recomputed + extra) * mlp
+        """Of one layer's training step with that many forward passes: two more for gradients, one where frozen.
 
-    def attacker(self, goal: str, way: MLPWay, plan: "LayerPlan") -> Attacker:
-        """The attacker who treats every MLP that way and runs the layers by that plan."""
+        Inversion computes the product with B once more; recomputing costs a forward pass of the MLP each time.
+        """
+        mlp = self.mlp_operations
+        again = way.recomputed + (way.segments > 1) + way.inverted / 2
+        backward = 2 * self.attention_operations + (2 if goal == "all" else 1) * mlp
+        return forwards * (self.attention_operations + mlp) + backward + again * mlp
+
+    def held(self, goal: str, way: MLPWay, plan: "LayerPlan") -> int:
+        """The most elements per token that are kept for later: states and recorded layers."""
         base = storage.qwen3_attention(self.config) + storage.qwen3_mlp_norm(
             self.config, keeps_output=self.reads_input(goal, way)
         )
-        mlp = self.mlp_storage(goal, way).per_token
         d = self.config.hidden_size
-        record = base.per_token - d + (0 if way.recomputed else mlp)  # the stream that enters is a state
-        peak = max(states * d + records * record for states, records in plan.held)
+        record = base.per_token - d + self.mlp_storage(goal, way).per_token  # the stream that enters is a state
+        return max(states * d + records * record for states, records in plan.held)
+
+    def attacker(self, goal: str, way: MLPWay, plan: "LayerPlan") -> Attacker:
+        """The attacker who treats every MLP that way and runs the layers by that plan."""
+        again = self.mlp_peak(goal, way).per_token - self.mlp_storage(goal, way).per_token
         return Attacker(
             ", ".join(filter(None, (plan.name, way.name))) or "default reverse mode",
             goal,
-            peak + (mlp if way.recomputed else 0),
+            self.held(goal, way, plan) + again,
             self.operations(goal, way, plan.forwards) / self.operations(goal, MLPWay()),
         )
 
-    def attackers(self, goal: str) -> list[Attacker]:
+    def attackers(self, goal: str) -> tuple[Attacker, ...]:
         """Every combination of a way with the MLPs and a schedule over the layers, default reverse mode first."""
         if goal not in GOALS:
             raise ValueError(f"frontier: goal {goal!r} is unknown; choose from {', '.join(GOALS)}")
-        return [
-            self.attacker(goal, way, plan) for way, plan in product(self._ways(), plans(self.config.num_hidden_layers))
-        ]
+        return _attackers(self, goal, tuple(self.ways()))
 
-    def _ways(self) -> list[MLPWay]:
-        ways = [MLPWay(), MLPWay(recomputed=True)]
-        if self.dlr is not None:
-            segments = [s for s in (1, 2, 4, 8) if s <= self.dlr.depth]
-            ways += [MLPWay(again, True, s) for again, s in product((False, True), segments)]
-        return ways
+    def ways(self) -> list[MLPWay]:
+        """What an attacker can do with the MLPs; a DLR-Net of depth L in 1, 2, 4, √L or L segments."""
+        if self.dlr is None:
+            return [MLPWay(), MLPWay(recomputed=True)]
+        segments = sorted({1, 2, 4, isqrt(self.dlr.depth), self.dlr.depth})
+        return [
+            MLPWay(again, inverts, s)
+            for inverts, again, s in product((False, True), (False, True), segments)
+            if s <= self.dlr.depth
+        ]
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,12 @@ class LayerPlan:
     name: str
     held: frozenset[tuple[int, int]]  # (states, recorded layers) that are held together at some time
     forwards: float  # forward passes
+
+
+@lru_cache(maxsize=64)  # every budget asks again
+def _attackers(stack: Stack, goal: str, ways: tuple[MLPWay, ...]) -> tuple[Attacker, ...]:
+    layers = plans(stack.config.num_hidden_layers)
+    return tuple(stack.attacker(goal, way, plan) for way, plan in product(ways, layers))
 
 
 @cache

@@ -45,22 +45,26 @@ def inverted(config: DLRConfig, *, segments: int = 1, held: str | None = None, f
     `frozen` computes the cotangent of x alone. Raises ValueError for tensors that do not fit, impossible segments,
     an unknown type, and weights under differentiation where they are said to be frozen.
     """
-    if not 1 <= segments <= config.depth:
-        raise ValueError(f"inverted: {segments} segments of {config.depth} blocks; choose 1 … {config.depth}")
-    run = reversible(config, held, frozen)
-    bounds = [config.depth * i // segments for i in range(segments + 1)]
+    bounds, run = segment_bounds(config, segments), reversible(config, held, frozen)
 
     def network(params: Mapping[str, Any], x: Any) -> Any:
         dlrnet.require_shapes(params, np.shape(x), config)
         if frozen and any(isinstance(w, Traced) for w in params.values()):
             raise ValueError("inverted: the weights are under differentiation; leave frozen=True out")
         weights, out = blocks(params, config), x
-        for start, stop in pairwise(bounds):
+        for start, stop in bounds:
             segment = checkpoint(run) if segments > 1 else run
             out = segment(weights[start:stop], out)
         return ops.subtract(out, x) if config.placement == "difference" else out
 
     return network
+
+
+def segment_bounds(config: DLRConfig, segments: int) -> list[tuple[int, int]]:
+    """First block of each segment and the one after its last: as equal as can be. Raises ValueError."""
+    if not 1 <= segments <= config.depth:
+        raise ValueError(f"DLR-Net: {segments} segments of {config.depth} blocks; choose 1 … {config.depth}")
+    return list(pairwise(config.depth * i // segments for i in range(segments + 1)))
 
 
 def reversible(
@@ -139,8 +143,7 @@ class Cell:
 
     def activated(self, h: Any) -> tuple[Any, Any]:
         """σ(h) and σ'(h)."""
-        found: tuple[Any, Any] = WITH_SLOPE[self.config.activation](h)
-        return found
+        return WITH_SLOPE[self.config.activation](h)
 
     def forward(self, weights: Sequence[Block], x: Any) -> Iterator[tuple[Any, Any]]:
         """x_{l+1} and h_l, block after block."""

@@ -1,6 +1,8 @@
 """Elementwise functions of one array: exponentials and the activations of neural networks."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.special import erf as scipy_erf
@@ -161,7 +163,7 @@ def _tanh_with_slope(x):
     return y, 1 - y * y
 
 
-WITH_SLOPE = {
+WITH_SLOPE: dict[str, Callable[[Any], tuple[Any, Any]]] = {
     "silu": _silu_with_slope, "gelu_erf": _gelu_erf_with_slope, "gelu_tanh": _gelu_tanh_with_slope,
     "relu": _relu_with_slope, "tanh": _tanh_with_slope,
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """The low-rank residual block of a DLR-Net, fused: x + B σ(A N(x)), with and without the norm N."""
 
+from typing import Any
+
 import numpy as np
 
 from lockref.autodiff.ops.activations import WITH_SLOPE, gelu_erf, gelu_tanh, relu, silu, tanh
@@ -56,12 +58,12 @@ def _(g, x, a, b, h, activation):
     return pull(g, x, a, b, *WITH_SLOPE[activation](h))
 
 
-def pull_x(g, a, b, slope):
+def pull_x(g: Any, a: Any, b: Any, slope: Any) -> Any:
     """Cotangent of x for slope = σ'(h): g + (g b ∘ σ'(h)) a."""
     return _plus(np.matmul(np.matmul(g, b) * slope, a), g)
 
 
-def pull(g, x, a, b, value, slope):
+def pull(g: Any, x: Any, a: Any, b: Any, value: Any, slope: Any) -> Any:
     """Cotangents of x, a and b for value = σ(h) and slope = σ'(h)."""
     gh = np.matmul(g, b) * slope
     return _plus(np.matmul(gh, a), g), _rows(gh).T @ _rows(x), _rows(g).T @ _rows(value)
@@ -103,12 +105,12 @@ def _(g, x, a, b, h, rstd, activation):
     return pull_normed(g, x, a, b, h, rstd, *WITH_SLOPE[activation](h))
 
 
-def pull_normed_x(g, x, a, b, h, rstd, slope):
+def pull_normed_x(g: Any, x: Any, a: Any, b: Any, h: Any, rstd: Any, slope: Any) -> Any:
     """Cotangent of x for slope = σ'(h)."""
     return _through_norm(g, np.matmul(g, b) * slope, x, a, h, rstd)[0]
 
 
-def pull_normed(g, x, a, b, h, rstd, value, slope):
+def pull_normed(g: Any, x: Any, a: Any, b: Any, h: Any, rstd: Any, value: Any, slope: Any) -> Any:
     """Cotangents of x, a and b for value = σ(h) and slope = σ'(h)."""
     gx, scaled = _through_norm(g, np.matmul(g, b) * slope, x, a, h, rstd)
     return gx, _rows(scaled).T @ _rows(x), _rows(g).T @ _rows(value)
