@@ -2,5 +2,6 @@
 
 from lockproofs.claims.full_function import FUNCTION
 from lockproofs.claims.full_parity import PARITY
+from lockproofs.claims.full_pipeline import PIPELINE
 
-CLAIMS = (FUNCTION, PARITY)
+CLAIMS = (FUNCTION, PIPELINE, PARITY)
