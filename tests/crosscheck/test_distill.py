@@ -79,7 +79,8 @@ def test_a_step_of_adamw_is_that_of_the_numpy_engine():
     second = rng.random((5, 3)).astype(np.float32)
     want = State(7, *({"w": a.copy()} for a in (draw["params"], draw["first"], second)))
     got = training.Live(7, *({"w": torch.from_numpy(a.copy())} for a in (draw["params"], draw["first"], second)))
-    dlr_training._update(want, {"w": draw["grad"]}, 0.7, recipe)
+    dlr_training.adamw(want, {"w": draw["grad"] * np.float32(0.7)}, recipe)
+    want.step += 1
     training.update(got, {"w": torch.from_numpy(draw["grad"])}, 0.7, recipe)
     assert got.step == want.step == 8
     for name in ("params", "first", "second"):  # about ten operations, each rounded once, on numbers below 8

@@ -12,9 +12,11 @@ from lockproofs.claim import Check, Claim, Context, Control, Controls, Curve, Ev
 from lockproofs.claims.dlr_checkpoint import CHECKPOINT
 from lockproofs.claims.dlr_common import FORMULA, PAPER, exact
 from lockproofs.claims.dlr_cost import BACKWARD_COST
+from lockproofs.claims.dlr_finetune import FINETUNE
 from lockproofs.claims.dlr_frontier import FRONTIER
 from lockproofs.claims.dlr_frozen import FROZEN
 from lockproofs.claims.dlr_inversion import INVERSION
+from lockproofs.claims.dlr_landscape import LANDSCAPE
 from lockproofs.claims.dlr_latency import LATENCY
 from lockproofs.claims.dlr_redistill import REDISTILL
 from lockproofs.claims.dlr_size import INFER, PARITY
@@ -296,15 +298,17 @@ STORAGE_TRAIN = Claim(
 )
 
 CLAIMS = (
-    PARITY,
-    STORAGE_TRAIN,
-    INFER,
-    LATENCY,
-    FROZEN,
-    CHECKPOINT,
-    INVERSION,
     BACKWARD_COST,
-    UTILITY,
-    REDISTILL,
+    CHECKPOINT,
     FRONTIER,
+    FROZEN,
+    INFER,
+    INVERSION,
+    LATENCY,
+    PARITY,
+    PARITY, STORAGE_TRAIN, INFER, FROZEN, CHECKPOINT, INVERSION, BACKWARD_COST, LANDSCAPE, UTILITY, FINETUNE, REDISTILL,
+    REDISTILL,
+    STORAGE_TRAIN,
+    UTILITY,
 )
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""AdamW that can be interrupted: seeded steps, and a state file from which it goes on bit for bit."""
+"""Training that can be interrupted: seeded steps, and a state file from which it goes on bit for bit."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ Follow = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW (Loshchilov & Hutter, arXiv 1711.05101), linear warm-up, cosine to zero, clipped norm."""
+    """How to train: linear warm-up, cosine to zero, clipped norm; and the settings of `adamw` and `momentum`."""
 
     steps: int
     learning_rate: float
@@ -52,7 +52,7 @@ class Recipe:
 
 @dataclass
 class State:
-    """Where training stands: steps done, weights, and the two moments of AdamW."""
+    """Where training stands: steps done, weights, and the optimizer's two moments."""
 
     step: int
     params: Arrays
@@ -60,26 +60,34 @@ class State:
     second: Arrays
 
 
+Update = Callable[[State, Arrays, Recipe], None]  # moves a state by a step along the clipped gradients
+Look = Callable[[State], None]
+
+
 def train(
     loss: Loss,
     params: Mapping[str, Any],
     recipe: Recipe,
     *,
+    update: Update | None = None,
     about: str = "",
     file: Path | None = None,
     save_every: int = 100,
     stop_after: int | None = None,
     follow: Follow | None = None,
+    look: Look | None = None,
 ) -> State:
-    """Minimizes loss(params, rng) where step k draws from a generator seeded with [seed, k].
+    """Minimizes loss(params, rng) by `update`, AdamW where left out; step k draws from a generator seeded [seed, k].
 
     With `file` the state is written every `save_every` steps and at the end, and training goes on from it if it is
     there. `about` says what is trained: a file made for something else, or by another recipe, is refused with
-    CheckpointError. `stop_after` ends early, as an interruption would. Raises FloatingPointError, naming the step,
-    where loss or gradient stop being finite; the file then holds the last good state.
+    CheckpointError. `stop_after` ends early, as an interruption would. `follow` hears of each step and its loss,
+    `look` sees the state after it. Raises FloatingPointError, naming the step, where loss or gradient stop being
+    finite; the file then holds the last good state.
     """
+    update = update or adamw
     state = State(0, {n: np.array(w) for n, w in params.items()}, _zeros(params), _zeros(params))
-    mark = mark_of(recipe, about, params)
+    mark = mark_of(recipe, f"{update.__name__}, {about}", params)
     if file is not None and file.exists():
         state = load_state(file, state, mark)
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
@@ -93,25 +101,37 @@ def train(
                 f"training: loss {float(value):g}, gradient norm {norm:g} at step {state.step}; lower the learning "
                 f"rate ({recipe.learning_rate:g}) or look at the data"
             )
-        _update(state, grads, min(1.0, recipe.clip / max(norm, recipe.eps)), recipe)
+        scale = min(1.0, recipe.clip / max(norm, recipe.eps))
+        update(state, {name: g * g.dtype.type(scale) for name, g in grads.items()}, recipe)
+        state.step += 1
         if follow is not None:
             follow(state.step, float(value))
+        if look is not None:
+            look(state)
         if file is not None and (state.step % save_every == 0 or state.step == last):
             save_state(file, state, mark)
     return state
 
 
-def _update(state: State, grads: Arrays, scale: float, recipe: Recipe) -> None:
-    rate, state.step = recipe.rate(state.step), state.step + 1
+def adamw(state: State, grads: Arrays, recipe: Recipe) -> None:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101): w ← w − η (m̂ / (√v̂ + ε) + decay · w)."""
+    rate, step = recipe.rate(state.step), state.step + 1
     b1, b2 = recipe.betas
     for name, w in state.params.items():
-        g = grads[name] * w.dtype.type(scale)
-        m, v = state.first[name], state.second[name]
+        g, m, v = grads[name], state.first[name], state.second[name]
         m += (1 - b1) * (g - m)
         v += (1 - b2) * (g * g - v)
-        w -= rate * (
-            m / (1 - b1**state.step) / (np.sqrt(v / (1 - b2**state.step)) + recipe.eps) + recipe.weight_decay * w
-        )
+        w -= rate * (m / (1 - b1**step) / (np.sqrt(v / (1 - b2**step)) + recipe.eps) + recipe.weight_decay * w)
+
+
+def momentum(state: State, grads: Arrays, recipe: Recipe) -> None:
+    """SGD with momentum: m ← β₁ m + g, w ← w − η m."""
+    rate = recipe.rate(state.step)
+    for name, w in state.params.items():
+        m = state.first[name]
+        m *= recipe.betas[0]
+        m += grads[name]
+        w -= rate * m
 
 
 def _zeros(params: Mapping[str, Any]) -> Arrays:
