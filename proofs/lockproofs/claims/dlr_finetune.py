@@ -1,6 +1,7 @@
 """DLR-FINETUNE: the best of a grid of learning rates, on the original, on a locked form and on a planted lock."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from lockproofs.claim import (
     Context,
     Control,
     Controls,
+    Counterexample,
     Deviation,
     Evidence,
     Grade,
@@ -25,6 +27,7 @@ from lockref.attacks.finetune import Difference, paired
 
 LOCKED = "dlr-16"
 EVERY_SEED = (*SEEDS, *FRESH_SEEDS)
+LEVEL = 0.975  # of the intervals: the seeds were looked at twice
 SMALL = Deviation(
     paper_says="a lock for a model of 0.6 billion parameters, adapted on benchmark data",
     we_do="a model of 0.85 million parameters, adapted to addition for a few hundred steps",
@@ -83,67 +86,116 @@ def equal_operations(locked: Runs, original: Runs) -> Difference:
     return paired(locked.best.losses, original.at(steps)[rate])
 
 
+def best_way(found: Result) -> tuple[Runs, list[str]]:
+    """The locked model's runs by its best attacker (least mean loss at its best rate), and attackers not run on it.
+
+    By the seeds that every attacker has; the winner's further seeds are added where it has some.
+    """
+    grids = {way: runs(found, LOCKED, way, SEEDS) for way in ATTACKERS}
+    whole = [one for one in grids.values() if one is not None and len(one.curves) >= 3]
+    winner = min(whole, key=lambda one: one.best.mean, default=None)
+    if winner is None:
+        raise MissingInput(f"stored result dlr_finetune has no grid for {LOCKED}; run {found.command}")
+    missing = [ATTACKERS[way] for way, one in grids.items() if one is None or len(one.curves) < 3]
+    further = runs(found, LOCKED, winner.attacker, EVERY_SEED)
+    return (further if further is not None and further.curves else winner), missing
+
+
+def verdict_of(gap: Difference, missing: list[str]) -> Verdict:
+    """holds: the interval lies above 0 with every attacker run; refuted: on average the lock does not hinder at all."""
+    if gap.mean <= 0:
+        return Verdict.REFUTED
+    return Verdict.HOLDS if gap.low > 0 and not missing else Verdict.UNDECIDED
+
+
+def rerun_finetune(given: dict[str, Any]) -> str:
+    """The mean of the paired differences of stored final losses."""
+    gap = paired(given["locked"], given["original"], LEVEL)
+    return f"locked − original: {gap.mean:+.4f} nats per byte on average over {len(given['locked'])} seeds"
+
+
 def check_finetune(ctx: Context) -> Evidence:
     """Compare stored runs: held-out loss of the best rate of a fixed grid, same data, steps and optimizer, by seed.
 
-    The grid has five rates with a factor of two between them and three seeds; three more seeds run at the best rate
-    found and its neighbors. The best rate is the one of least mean final loss over seeds; a diverged run counts as
-    infinite. The three further seeds were added after the interval of the first three had covered zero; on their own
-    they leave it covering zero, too, so the interval of all six is somewhat too narrow. Differences are paired by
-    seed, since both models see the same problems in the same order; the interval is Student's, 95 %.
+    Each attacker has a grid of five rates with a factor of two between them and three seeds; training all weights has
+    three more seeds at the best rate found and its neighbors. The best rate is the one of least mean final loss over
+    seeds, a diverged run counts as infinite, and the locked model's best attacker is the one of least loss at its best
+    rate. Differences are paired by seed, since both models see the same problems in the same order. The three further
+    seeds were added after the interval of the first three had covered zero; the interval is Student's at 97.5 %, which
+    allows for the two looks. The original is fine-tuned in two ways only: another way could only lower its loss and
+    widen the difference.
     """
     found = stored("dlr_finetune")
-    locked, original, gap = compared(found)
+    locked, missing = best_way(found)
+    seeds = EVERY_SEED if len(locked.best.losses) == len(EVERY_SEED) else SEEDS
+    original = min((need(found, "original", way, SEEDS) for way in ("all", "attention")), key=lambda o: o.best.mean)
+    original = need(found, "original", original.attacker, seeds)
+    gap = paired(locked.best.losses, original.best.losses, LEVEL)
     same = equal_operations(locked, original)
-    done = sorted({ATTACKERS[row["trained"]] for row in found.where(model=LOCKED)})
-    not_done = sorted(set(ATTACKERS.values()) - set(done))
-    steps, seeds = locked.steps, len(locked.best.losses)
+    verdict = verdict_of(gap, missing)
+    refuted = verdict is Verdict.REFUTED
+    ways = "; ".join(
+        f"{ATTACKERS[way]}: {one.best.mean:.3f} at rate {one.best.rate:g}"
+        for way in ATTACKERS
+        if (one := runs(found, LOCKED, way, SEEDS)) is not None and one.curves
+    )
     exact = {
-        one.model: np.mean([row["exact_match"] for row in found.where(model=one.model, trained="all",
+        one.model: np.mean([row["exact_match"] for row in found.where(model=one.model, trained=one.attacker,
                                                                       rate=one.best.rate)])
         for one in (locked, original)
     }  # fmt: skip
+    given = {"locked": locked.best.losses, "original": original.best.losses}
     return Evidence(
-        verdict=Verdict.UNDECIDED,
+        verdict=verdict,
         grade=Grade.MEASURED,
         explanation=(
-            f"After {steps} steps of AdamW on all weights at its best rate ({locked.best.rate:g}), {LOCKED} has a "
-            f"held-out loss of {locked.best.mean:.3f} nats per byte, the original at its own ({original.best.rate:g}) "
-            f"{original.best.mean:.3f}: {gap.mean:+.3f}, 95 % interval {gap.low:+.3f} to {gap.high:+.3f} over {seeds} "
-            f"pairs of seeds. Both learn the skill: {exact[LOCKED]:.0%} and {exact['original']:.0%} of the answers are "
-            f"exact. The claim is about the attacker's best way, and on the locked model only "
-            f"{', '.join(done)} was measured; {', '.join(not_done)} are attacks of this package that were not run on "
-            "it, and a longer budget was not, either. One attacker decides nothing for the lock."
+            f"After {locked.steps} steps at its best attacker ({ATTACKERS[locked.attacker]}) and best rate "
+            f"({locked.best.rate:g}), {LOCKED} has a held-out loss of {locked.best.mean:.3f} nats per byte, the original "
+            f"at its own ({original.best.rate:g}) {original.best.mean:.3f}: {gap.mean:+.3f}, 97.5 % interval "
+            f"{gap.low:+.3f} to {gap.high:+.3f} over {len(seeds)} pairs of seeds. Both learn the skill: "
+            f"{exact[LOCKED]:.0%} and {exact['original']:.0%} of the answers are exact. On the locked model, three seeds "
+            f"each: {ways}. "
+            + (f"Not run on it: {', '.join(missing)}. " if missing else "")
+            + "The lock's handicap is one of equal steps: whoever distills the nets back first (DLR-REDISTILL) "
+            "fine-tunes a plain model."
         ),
         checks=[
             Check(
-                name="locked − original, all weights", unit="nats per byte", value=gap.low, bound=0.0, sense=">=",
-                statistic=f"low end of the 95 % interval of the paired difference after {steps} steps",
+                name="locked − original, best attackers", unit="nats per byte", value=gap.mean if refuted else gap.low,
+                bound=0.0, sense="<=" if refuted else ">=",
+                statistic=f"{'mean' if refuted else 'low end of the 97.5 % interval'} of the paired difference after "
+                f"{locked.steps} steps",
                 tolerance_from="Student's interval over seeds", cases=len(found.rows), seed=found.seed,
             ),
             Check(
-                name="at equal operations", unit="nats per byte", value=same.mean, bound=0.0, sense=">=",
+                name="at equal operations", unit="nats per byte", value=same.mean, bound=0.0,
+                sense="<=" if refuted else ">=",
                 statistic="the mean difference where the original stops at the locked run's operations",
-                tolerance_from="the mean; its interval is that of the check above", cases=seeds,
-            ),
-            Check(
-                name="bytes stored for a step", unit="times the original's", value=locked.stored / original.stored,
-                bound=1.0, sense=">=", statistic="ledger of default reverse mode, all weights training, same batch",
-                tolerance_from="integers: no tolerance",
+                tolerance_from="the mean; its interval is that of the check above", cases=len(seeds),
             ),
             at_edges(found, (locked, original)),
         ],
         controls=controls(found),
+        counterexample=Counterexample(
+            given=given, got=rerun_finetune(given), want="a positive difference",
+            by_hand="the mean of the differences of the two lists, seed by seed",
+        )
+        if refuted
+        else None,
         assumptions=[
-            f"one skill ({found.settings['skill']}), {found.settings['problems']} problems a step, {steps} steps, "
-            f"{found.settings['schedule']}",
-            "equal steps; memory and operations of a step are those of default reverse mode",
+            f"one skill ({found.settings['skill']}), {found.settings['problems']} problems a step, {locked.steps} "
+            f"steps, {found.settings['schedule']}",
+            "equal steps; the bytes that a step stores are those of default reverse mode: "
+            f"{locked.stored / original.stored:.2f} × the original's",
         ],
         deviations=[FORMULA, SMALL],
         plots=[
-            curves_plot("Fine-tuning at the best rate, all weights", (original, locked)),
+            curves_plot("Fine-tuning at the best rate", (original, locked)),
             grid_plot("Final loss by learning rate, all weights",
                       [need(found, model, "all", SEEDS) for model in ("original", LOCKED, "planted")]),
+            grid_plot(f"Final loss of {LOCKED} by attacker and learning rate",
+                      [one for way in ATTACKERS
+                       if (one := runs(found, LOCKED, way, SEEDS)) is not None and one.curves]),
         ],
     )  # fmt: skip
 
@@ -156,7 +208,7 @@ FINETUNE = Claim(
     source=Source(paper=PAPER, where="that the lock hinders fine-tuning; worded by us"),
     kind="security",
     recorded=Verdict.UNDECIDED,
-    would_change="The same grid on the locked model for attention alone, LoRA and the DLR-Nets alone: if none of them "
-    "comes closer to the original, the claim holds here; if one does as well, it is refuted.",
+    would_change="A longer budget, another optimizer or more seeds that move the interval across zero.",
     check=check_finetune,
+    rerun=rerun_finetune,
 )

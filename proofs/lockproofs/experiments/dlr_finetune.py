@@ -35,6 +35,9 @@ RUNS: Final = (  # model, what trains, its rates, seeds; fresh seeds at the best
     ("dlr-16", "all", RATES, SEEDS),
     ("original", "all", RATES[2:], FRESH_SEEDS),
     ("dlr-16", "all", RATES[1:4], FRESH_SEEDS),
+    ("dlr-16", "attention", RATES, SEEDS),
+    ("dlr-16", "lora", RATES, SEEDS),
+    ("dlr-16", "mlp", RATES, SEEDS),
 )
 
 

@@ -227,18 +227,21 @@ def best_of_grid(losses: Mapping[float, Sequence[float]]) -> Best:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences with its Student interval of 95 %."""
+    """A mean of paired differences with its Student interval."""
 
     mean: float
     low: float
     high: float
 
 
-def paired(locked: Sequence[float], original: Sequence[float]) -> Difference:
-    """locked − original, seed by seed: both saw the same data. Raises ValueError for fewer than two pairs."""
+def paired(locked: Sequence[float], original: Sequence[float], level: float = 0.95) -> Difference:
+    """locked − original, seed by seed: both saw the same data; Student's interval of that level.
+
+    Raises ValueError for fewer than two pairs.
+    """
     if len(locked) != len(original) or len(locked) < 2:
         raise ValueError(f"paired: {len(locked)} and {len(original)} losses; want the same seeds, two or more")
     gaps = np.subtract(locked, original)
-    half = float(stats.t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    half = float(stats.t.ppf((1 + level) / 2, len(gaps) - 1) * np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
     mean = float(np.mean(gaps))
     return Difference(mean, mean - half, mean + half)
