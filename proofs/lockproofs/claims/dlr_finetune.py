@@ -47,7 +47,7 @@ def need(found: Result, model: str, attacker: str, seeds: Sequence[int]) -> Runs
 def compared(found: Result, attacker: str = "all") -> tuple[Runs, Runs, Difference]:
     """Locked and original runs of all seeds, and the paired differences of their best final losses."""
     locked, original = (need(found, model, attacker, EVERY_SEED) for model in (LOCKED, "original"))
-    return locked, original, paired(locked.best.losses, original.best.losses)
+    return locked, original, paired(locked.best.losses, original.best.losses, LEVEL)
 
 
 def controls(found: Result) -> Controls:
@@ -150,11 +150,11 @@ def check_finetune(ctx: Context) -> Evidence:
         grade=Grade.MEASURED,
         explanation=(
             f"After {locked.steps} steps at its best attacker ({ATTACKERS[locked.attacker]}) and best rate "
-            f"({locked.best.rate:g}), {LOCKED} has a held-out loss of {locked.best.mean:.3f} nats per byte, the original "
-            f"at its own ({original.best.rate:g}) {original.best.mean:.3f}: {gap.mean:+.3f}, 97.5 % interval "
+            f"({locked.best.rate:g}), {LOCKED} has a held-out loss of {locked.best.mean:.3f} nats per byte, the "
+            f"original at its own ({original.best.rate:g}) {original.best.mean:.3f}: {gap.mean:+.3f}, 97.5 % interval "
             f"{gap.low:+.3f} to {gap.high:+.3f} over {len(seeds)} pairs of seeds. Both learn the skill: "
-            f"{exact[LOCKED]:.0%} and {exact['original']:.0%} of the answers are exact. On the locked model, three seeds "
-            f"each: {ways}. "
+            f"{exact[LOCKED]:.0%} and {exact['original']:.0%} of the answers are exact. On the locked model, three "
+            f"seeds each: {ways}. "
             + (f"Not run on it: {', '.join(missing)}. " if missing else "")
             + "The lock's handicap is one of equal steps: whoever distills the nets back first (DLR-REDISTILL) "
             "fine-tunes a plain model."

@@ -73,15 +73,15 @@ def check_landscape(ctx: Context) -> Evidence:
         explanation=(
             f"With AdamW on all weights at the best rate of a grid, {locked.steps} steps take the original to"
             f" {original.best.mean:.3f} and {LOCKED} to {locked.best.mean:.3f} nats per byte held out: {gap.mean:+.3f},"
-            f" 95 % interval {gap.low:+.3f} to {gap.high:+.3f}. Yet around the released weights the locked model is not"
-            f" sharper: its largest relative curvature is at most {sharper:.2f} times the original's, and its gradient "
-            f"grows through the layers at most {louder:.2f} times as much. Plain curvature would be no measure: the "
-            f"planted lock, which computes the same bits, has at least {plain:.0f} times the original's."
+            f" 97.5 % interval {gap.low:+.3f} to {gap.high:+.3f}. Yet around the released weights the locked model is "
+            f"not sharper: its largest relative curvature is at most {sharper:.2f} times the original's, and its "
+            f"gradient grows through the layers at most {louder:.2f} times as much. Plain curvature would be no "
+            f"measure: the planted lock, which computes the same bits, has at least {plain:.0f} times the original's."
         ),
         checks=[
             Check(
                 name="equal steps: locked − original", unit="nats per byte", value=gap.low, bound=0.0, sense=">=",
-                statistic=f"low end of the 95 % interval of the paired difference after {locked.steps} steps",
+                statistic=f"low end of the 97.5 % interval of the paired difference after {locked.steps} steps",
                 tolerance_from="Student's interval over seeds", cases=len(locked.best.losses), seed=tuned.seed,
             ),
             at_edges(tuned, (locked, original)),
