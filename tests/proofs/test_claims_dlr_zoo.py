@@ -64,9 +64,9 @@ def test_stored_results_are_those_of_the_code(module, experiment):
 
 
 def test_inversion_of_trained_models_by_a_wrong_rule_is_seen(monkeypatch):
-    honest = Cell.states
+    honest = Cell.undone
     monkeypatch.setattr(
-        Cell, "states", lambda self, w, hidden, out: honest(self, w, [h * (1 + 1e-6) for h in hidden], out)
+        Cell, "undone", lambda self, w, hidden, out: honest(self, w, [h * (1 + 1e-6) for h in hidden], out)
     )
     assert dlr_trained.examine(LOCKED_ZOO[0], WAYS, np.random.default_rng(0)).gap > 1
 
