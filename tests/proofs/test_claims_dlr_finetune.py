@@ -97,6 +97,30 @@ def test_a_locked_model_that_tunes_as_well_leaves_the_landscape_undecided(monkey
     assert failed(found) == {"equal steps: locked − original"}
 
 
+def test_a_locked_model_that_tunes_as_well_in_any_way_refutes(monkeypatch):
+    """One attacker is enough, and the counterexample is computed from the stored losses again."""
+
+    def lora_works(row):
+        if (row["model"], row["trained"]) == ("dlr-16", "lora"):
+            row["held_out"] = [*row["held_out"][:-1], 0.05 + row["rate"] ** 2]
+        return row
+
+    planted(monkeypatch, tuning, lora_works)
+    evidence = dlr_finetune.FINETUNE.check(Context(Subject({}, True), 0, 3))
+    assert evidence.verdict is Verdict.REFUTED
+    assert dlr_finetune.rerun_finetune(evidence.counterexample.given) == evidence.counterexample.got
+    assert dlr_finetune.best_way(dlr_finetune.stored("dlr_finetune"))[0].attacker == "lora"
+
+
+def test_an_attacker_that_was_not_run_leaves_it_undecided(monkeypatch):
+    found = stored("dlr_finetune")
+    fewer = [row for row in found.rows if (row["model"], row["trained"]) != ("dlr-16", "mlp")]
+    edited = found.model_copy(update={"rows": fewer})
+    monkeypatch.setattr(dlr_finetune, "stored", lambda name: edited if name == edited.experiment else stored(name))
+    evidence = settled(dlr_finetune.FINETUNE)
+    assert evidence.verdict is Verdict.UNDECIDED and "MLPs or DLR-Nets alone" in evidence.explanation
+
+
 def test_a_sharp_lock_is_seen(monkeypatch):
     def sharp(row):
         if row["model"] == "dlr-16":
@@ -119,7 +143,7 @@ def test_a_best_rate_at_the_edge_is_flagged(monkeypatch):
     rows = [row for row in found.rows if row["seed"] in tuning.SEEDS or row["rate"] in fresh]
     monkeypatch.setattr(dlr_finetune, "EVERY_SEED", tuning.SEEDS)
     edited = found.model_copy(update={"rows": [falling(dict(row)) for row in rows]})
-    monkeypatch.setattr(dlr_finetune, "stored", lambda name: edited)
+    monkeypatch.setattr(dlr_finetune, "stored", lambda name: edited if name == edited.experiment else stored(name))
     monkeypatch.setattr(dlr_finetune, "controls", lambda found: dlr_finetune.Controls())
     assert "best rates inside the grid" in failed(settled(dlr_finetune.FINETUNE))
 

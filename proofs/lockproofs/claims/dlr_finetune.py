@@ -20,6 +20,8 @@ from lockproofs.claim import (
     Verdict,
 )
 from lockproofs.claims.dlr_common import FORMULA, PAPER
+from lockproofs.claims.dlr_redistill import outcome
+from lockproofs.claims.dlr_utility import GAP
 from lockproofs.experiments.dlr_finetune import FRESH_SEEDS, SEEDS
 from lockproofs.experiments.store import Result, stored
 from lockproofs.finetune_runs import ATTACKERS, Runs, curves_plot, grid_plot, runs
@@ -102,10 +104,21 @@ def best_way(found: Result) -> tuple[Runs, list[str]]:
 
 
 def verdict_of(gap: Difference, missing: list[str]) -> Verdict:
-    """holds: the interval lies above 0 with every attacker run; refuted: on average the lock does not hinder at all."""
+    """holds-if: the interval lies above 0 with every attacker run; refuted: on average the lock does not hinder."""
     if gap.mean <= 0:
         return Verdict.REFUTED
-    return Verdict.HOLDS if gap.low > 0 and not missing else Verdict.UNDECIDED
+    return Verdict.HOLDS_IF if gap.low > 0 and not missing else Verdict.UNDECIDED
+
+
+def distilled_back() -> Check:
+    """The other side of the condition: what is left to fine-tune for an attacker who distills the nets back first."""
+    found = stored("dlr_redistill")
+    cheapest = min((outcome(row) for row in found.where(model=LOCKED)), key=lambda one: one["gap"])
+    return Check(
+        name="other side: distilled back first", unit="of the locked model's loss", value=cheapest["gap"], bound=GAP,
+        statistic=f"(plain model − locked)/locked on text, at {cheapest['cost']:.2f} of the defender's operations",
+        cases=found.settings["measured"]["windows"], seed=found.seed,
+    )  # fmt: skip
 
 
 def rerun_finetune(given: dict[str, Any]) -> str:
@@ -148,6 +161,8 @@ def check_finetune(ctx: Context) -> Evidence:
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
+        condition="the attacker keeps the DLR-Nets and has as few steps as the original's fine-tuning needs; whoever "
+        "distills the nets back first fine-tunes a plain model",
         explanation=(
             f"After {locked.steps} steps at its best attacker ({ATTACKERS[locked.attacker]}) and best rate "
             f"({locked.best.rate:g}), {LOCKED} has a held-out loss of {locked.best.mean:.3f} nats per byte, the "
@@ -156,8 +171,7 @@ def check_finetune(ctx: Context) -> Evidence:
             f"{exact[LOCKED]:.0%} and {exact['original']:.0%} of the answers are exact. On the locked model, three "
             f"seeds each: {ways}. "
             + (f"Not run on it: {', '.join(missing)}. " if missing else "")
-            + "The lock's handicap is one of equal steps: whoever distills the nets back first (DLR-REDISTILL) "
-            "fine-tunes a plain model."
+            + "The interval is wide and its end near zero; a few more seeds could still close it."
         ),
         checks=[
             Check(
@@ -174,6 +188,7 @@ def check_finetune(ctx: Context) -> Evidence:
                 tolerance_from="the mean; its interval is that of the check above", cases=len(seeds),
             ),
             at_edges(found, (locked, original)),
+            distilled_back(),
         ],
         controls=controls(found),
         counterexample=Counterexample(
@@ -207,7 +222,7 @@ FINETUNE = Claim(
     "than fine-tuning the original.",
     source=Source(paper=PAPER, where="that the lock hinders fine-tuning; worded by us"),
     kind="security",
-    recorded=Verdict.UNDECIDED,
+    recorded=Verdict.HOLDS_IF,
     would_change="A longer budget, another optimizer or more seeds that move the interval across zero.",
     check=check_finetune,
     rerun=rerun_finetune,
