@@ -133,9 +133,9 @@ def time_words() -> str:
     models = [row["wall"][1] for row in found.rows if row["model"] is not None]
     nets = [row["wall"][1] for row in found.where(model=None)]
     return (
-        f"In stored times a training step of the trained models takes {min(models):.2f} to {max(models):.2f} of default "
-        f"reverse mode's, one of a network alone {min(nets):.2f} to {max(nets):.2f} (medians of {len(found.rows)} cells, "
-        f"{found.settings['rounds']} rounds each)."
+        f"In stored times a training step of the trained models takes {min(models):.2f} to {max(models):.2f} of "
+        f"default reverse mode's, one of a network alone {min(nets):.2f} to {max(nets):.2f} (medians, "
+        f"{len(found.rows)} cells of {found.settings['rounds']} rounds)."
     )
 
 
