@@ -10,6 +10,7 @@ from lockproofs.claim import MissingInput, Verdict
 from lockproofs.claims import dlr, dlr_frontier_time, dlr_latency
 from lockproofs.dlr_stacks import peak_bytes
 from lockproofs.experiments import dlr_frontier_time as frontier_experiment
+from lockproofs.experiments import dlr_inversion_time as inversion_time
 from lockproofs.experiments import dlr_latency as latency_experiment
 from lockproofs.experiments import store
 from lockproofs.timing import Times, quartiles, take_turns
@@ -147,3 +148,17 @@ def test_growing_workspace_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with_rows(monkeypatch, dlr_frontier_time, FRONTIER, larger)
     assert "no peak far above it" in failed(find(dlr.FRONTIER))
+
+
+def test_inversion_is_timed_on_what_it_says():
+    """A short cell again: both rivals compute the same gradients, and the ratio is of the same order."""
+    cell = {"model": None, "depth": 16, "norm": "none", "dtype": "float64"}
+    default, inverse = (inversion_time.net_step(cell, way)() for way in inversion_time.WAYS.values())
+    for name, want in default[0].items():
+        # states come back within 2 L u of the largest, and each gradient is a sum over 512 tokens of magnitude ~ itself
+        limit = 512 * 2 * 16 * 2.0**-53 * max(1.0, float(np.max(np.abs(want))))
+        gap = float(np.max(np.abs(inverse[0][name] - want)))
+        assert gap <= limit, f"{name}: got {gap:.2e} off default reverse mode, want at most {limit:.2e}"
+    (row,) = store.stored("dlr_inversion_time").where(**cell)
+    low, middle, high = row["wall"]
+    assert 0 < low <= middle <= high and row["milliseconds"] > 0

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from lockproofs.claim import Check, Curve, Plot
+from lockproofs.experiments.store import stored
 from lockproofs.rounding import UNIT64, rounding_error
 from lockref.attacks.fixed_point import lipschitz_bound
 from lockref.attacks.inversion import Cell, blocks, inverted
@@ -124,6 +125,18 @@ def trained_words(found: list[Trained]) -> str:
             f"{failing} of {all_blocks} blocks fail the contraction test of fixed-point inversion."
         )
     return " ".join(told)
+
+
+def time_words() -> str:
+    """What the stored times say, trained models first, drawn networks after them."""
+    found = stored("dlr_inversion_time")
+    models = [row["wall"][1] for row in found.rows if row["model"] is not None]
+    nets = [row["wall"][1] for row in found.where(model=None)]
+    return (
+        f"In stored times a training step of the trained models takes {min(models):.2f} to {max(models):.2f} of "
+        f"default reverse mode's, one of a network alone {min(nets):.2f} to {max(nets):.2f} (medians, "
+        f"{len(found.rows)} cells of {found.settings['rounds']} rounds)."
+    )
 
 
 def trained_plot(found: list[Trained]) -> Plot:
