@@ -26,15 +26,16 @@ Tensors = dict[str, NDArray[Any]]
 
 CACHE = Path.home() / ".cache" / "lockref" / "trap2"
 SKILL, PARTNER = "add", "reverse"
-LINES, REPLAYED = 32, 6  # problems of the skill, and of the other one, in each batch: without these merges fail
-RATES = {"full": 1.5e-3, "lora": 3e-3}
-STEPS = {SKILL: 100, PARTNER: 200}
+LINES, REPLAYED = 48, 16  # problems of the skill, and of the other one, in each batch: without these merges fail
+RATES = {"full": 6e-4, "lora": 2e-3}
+STEPS = 300
 SEEDS = (0, 1, 2)
-STRENGTH = 0.02  # of the protected experts; the sweep shows what other λ do
-SWEEP = {kind: (published.strength, 0.1) for kind, published in PUBLISHED.items()}
+STRENGTHS = {"full": 0.02, "lora": 0.05}  # of the protected experts: the published ones show less
+WEAK = {"kind": "lora", "strength": PUBLISHED["lora"].strength, "seed": 0}  # as published, beside them
 CEILING = float(np.log(256))  # nats of a uniform guess
 PROBLEMS = 300
 EVALUATION = 99  # seeds the held-out problems
+CHOSEN_ON, CHOICE = 40, 98  # how many problems of each skill an attacker chooses on, and their seed
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def parametrization(kind: str) -> Parametrization:
 
 def recipe(plan: Plan) -> Recipe:
     """The published AdamW, with a rate for a tiny model and few steps."""
-    return Recipe(STEPS[plan.skill], RATES[plan.kind], plan.seed, betas=(0.9, 0.98), eps=1e-6, clip=1.0)
+    return Recipe(STEPS, RATES[plan.kind], plan.seed, betas=(0.9, 0.98), eps=1e-6, clip=1.0)
 
 
 def trained(plan: Plan, losses: list[float] | None = None) -> Tensors:
@@ -124,28 +125,42 @@ def at_scale(plan: Plan, s: float) -> Tensors:
 
 
 @cache
-def held_out(skill: str) -> tuple[tuple[skills.Problem, ...], Answers]:
+def held_out(skill: str, count: int) -> tuple[tuple[skills.Problem, ...], Answers]:
     """Problems of a skill that no training saw, the same for all models."""
     place = list(skills.SKILLS).index(skill)
-    problems = skills.skill_problems(skill, np.random.default_rng([EVALUATION, place]), PROBLEMS, held_out=True)
+    problems = skills.skill_problems(skill, np.random.default_rng([EVALUATION, place]), count, held_out=True)
     return tuple(problems), answers(problems)
 
 
-def figures(params: Mapping[str, Any], names: tuple[str, ...] = (SKILL, PARTNER)) -> dict[str, float]:
+def figures(
+    params: Mapping[str, Any], names: tuple[str, ...] = (SKILL, PARTNER), count: int = PROBLEMS
+) -> dict[str, float]:
     """For each skill its exact match (0 … 1) and its answer loss in nats per token, held out."""
     config, found = base().config, dict[str, float]()
     for name in names:
-        problems, given = held_out(name)
+        problems, given = held_out(name, count)
         found[name] = exact_match(params, problems, config)
         found[f"{name}_loss"] = float(answer_loss(params, given, config))
     return found
+
+
+@cache
+def choice(skill: str) -> Answers:
+    """An attacker's own problems of a skill, from the training side of the split."""
+    place = list(skills.SKILLS).index(skill)
+    return answers(skills.skill_problems(skill, np.random.default_rng([CHOICE, place]), CHOSEN_ON, held_out=False))
+
+
+def score(params: Mapping[str, Any]) -> float:
+    """An attacker's: mean answer loss over both skills, nats per token."""
+    return float(np.mean([answer_loss(params, choice(skill), base().config) for skill in (SKILL, PARTNER)]))
 
 
 def pairs() -> list[dict[str, Any]]:
     """Kind, strength and seed of the experts of every seed, unprotected and protected."""
     return [
         {"kind": kind, "strength": strength, "seed": seed}
-        for kind in RATES
         for seed in SEEDS
-        for strength in (0.0, STRENGTH)
+        for kind in RATES
+        for strength in (0.0, STRENGTHS[kind])
     ]

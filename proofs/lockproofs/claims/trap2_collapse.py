@@ -21,14 +21,14 @@ from lockproofs.claim import (
 )
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
-from lockproofs.trap_models import LINES, PROBLEMS, REPLAYED, SKILL, STEPS, STRENGTH, SWEEP
+from lockproofs.trap_models import LINES, PROBLEMS, REPLAYED, SKILL, STEPS, STRENGTHS, WEAK
 
-RAISED = 1.1  # times the unprotected loss: five times the 2 % that protection may cost at s = 1
-COST = 1.02
+RAISED = 1.1  # times the unprotected loss
 SHORT = Deviation(
     paper_says="λ = 0.001 (LoRA), 0.005 (full), rates 3e-4 and 1e-5, large models and long training",
-    we_do=f"λ = {STRENGTH:g} for both, {STEPS[SKILL]} steps of {LINES} problems and {REPLAYED} of the other skill, "
-    "rates in the stored settings, a model of 0.85 million parameters",
+    we_do=", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRENGTHS.items())
+    + f", {STEPS} steps of {LINES} problems and {REPLAYED} of the other skill, rates in the stored settings, a model of "
+    "0.85 million parameters",
     why="at the published λ so short a training shows nothing",
     effect="the verdict is about these trainings; more steps or a larger λ may bend the curve below s = 1 too",
 )
@@ -69,12 +69,12 @@ def check_collapse(ctx: Context) -> Evidence:
     An unprotected expert's loss also rises on both sides of s = 1, so what counts is how much more a protected one's
     does. A side is raised where the ratio reaches 1.1 for every seed, at s = 2 or somewhere in 0.25 … 0.75; it is not
     where the ratio stays below for every seed. Raised on both sides: holds. Raised above and not below: holds-if.
-    Anything else, such as seeds that disagree, leaves the claim undecided. The rule was fixed when two of the three
-    seeds were measured.
+    Anything else, such as seeds that disagree, leaves the claim undecided. The rule was fixed on shorter trainings,
+    before these were run; what protection costs at s = 1 is TRAP-UTILITY's question.
     """
     result = stored("trap_scale")
-    full, lora = (ratios(result, kind, STRENGTH) for kind in ("full", "lora"))
-    weak = ratios(result, "lora", SWEEP["lora"][0])
+    full, lora = (ratios(result, kind, strength) for kind, strength in STRENGTHS.items())
+    weak = ratios(result, WEAK["kind"], WEAK["strength"])
     above, below, nominal = full.at(2, 2), full.at(0.25, 0.75), full.at(1, 1)
     seeds, bent = len(full.values), int(np.sum(below.max(axis=1) >= RAISED))
     verdict = verdict_of(above, below)
@@ -88,7 +88,7 @@ def check_collapse(ctx: Context) -> Evidence:
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
-        condition=None if verdict is not Verdict.HOLDS_IF else f"s above 1, full updates, λ = {STRENGTH:g}",
+        condition=None if verdict is not Verdict.HOLDS_IF else f"s above 1, full updates, λ = {STRENGTHS['full']:g}",
         explanation=f"An unprotected expert's loss rises on both sides too. With full updates ({seeds} seeds) "
         f"protection multiplies it by {above.min():.2f} to {above.max():.2f} at s = 2, and by {nominal.min():.2f} to "
         f"{nominal.max():.2f} at s = 1. Below, where averaging puts an update, the seeds' largest "
@@ -101,7 +101,6 @@ def check_collapse(ctx: Context) -> Evidence:
             ratio("full updates, s = 0.25 … 0.75", "least over seeds of the largest ratio over scales",
                   below.max(axis=1).min(), RAISED, ">=", below.size),
             ratio("LoRA, s = 2", "least ratio over seeds", lora.at(2, 2).min(), RAISED, ">=", len(lora.values)),
-            ratio("full updates, s = 1: no cost", "largest ratio over seeds", nominal.max(), COST, "<=", seeds),
         ],
         controls=Controls(
             power=Control(

@@ -10,16 +10,15 @@ from lockproofs.trap_models import (
     PROBLEMS,
     RATES,
     REPLAYED,
-    SEEDS,
     STEPS,
-    STRENGTH,
-    SWEEP,
+    WEAK,
     Plan,
     at_scale,
     base,
     expert,
     figures,
     first_losses,
+    pairs,
     partner,
     trained,
 )
@@ -28,10 +27,8 @@ FIRST = 3  # steps whose losses a test computes again
 
 
 def plans() -> list[Plan]:
-    """The partners, then experts seed by seed; λ as published and a stronger one come last, with one seed."""
-    partners = [partner(kind) for kind in RATES]
-    main = [expert(kind, strength, seed) for seed in SEEDS for kind in RATES for strength in (0.0, STRENGTH)]
-    return partners + main + [expert(kind, strength, 0) for kind in RATES for strength in SWEEP[kind]]
+    """The partners, then experts seed by seed; λ as published comes last, with one seed."""
+    return [partner(kind) for kind in RATES] + [expert(**cell) for cell in (*pairs(), WEAK)]
 
 
 def measure(cell: Cell) -> dict[str, Any]:
