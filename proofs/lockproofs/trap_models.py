@@ -26,10 +26,11 @@ Tensors = dict[str, NDArray[Any]]
 
 CACHE = Path.home() / ".cache" / "lockref" / "trap2"
 SKILL, PARTNER = "add", "reverse"
-LINES, REPLAYED = 48, 16  # problems of the skill, and of the other one, in each batch: without these merges fail
+LINES = 48  # problems of the skill in each batch
+REPLAYED = {SKILL: 16, PARTNER: 4}  # of the other one: without these merges fail, with many a partner learns both
 RATES = {"full": 6e-4, "lora": 2e-3}
 STEPS = 300
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 STRENGTHS = {"full": 0.02, "lora": 0.05}  # of the protected experts: the published ones show less
 WEAK = {"kind": "lora", "strength": PUBLISHED["lora"].strength, "seed": 0}  # as published, beside them
 CEILING = float(np.log(256))  # nats of a uniform guess
@@ -62,6 +63,7 @@ def partner(kind: str) -> Plan:
 class Batch:
     skill: Answers
     replayed: Answers
+    share: float  # of the skill's problems
 
 
 @cache
@@ -77,13 +79,14 @@ def other(skill: str) -> str:
 
 def draw(skill: str, rng: np.random.Generator) -> Batch:
     """A batch of training problems of a skill, and a few of the other one."""
-    counts = {skill: LINES, other(skill): REPLAYED}
-    return Batch(*(answers(skills.skill_problems(name, rng, n, held_out=False)) for name, n in counts.items()))
+    counts = {skill: LINES, other(skill): REPLAYED[skill]}
+    parts = (answers(skills.skill_problems(name, rng, n, held_out=False)) for name, n in counts.items())
+    return Batch(*parts, share=LINES / sum(counts.values()))
 
 
 def batch_loss(params: Mapping[str, Any], batch: Batch) -> Any:
     """Mean answer loss, the two parts weighted by their number of problems."""
-    config, share = base().config, LINES / (LINES + REPLAYED)
+    config, share = base().config, batch.share
     return answer_loss(params, batch.skill, config) * share + answer_loss(params, batch.replayed, config) * (1 - share)
 
 
@@ -100,10 +103,11 @@ def recipe(plan: Plan) -> Recipe:
 def trained(plan: Plan, losses: list[float] | None = None) -> Tensors:
     """The parameters of a finished training; `losses` collects J of the steps that this call ran."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(json.dumps([asdict(plan), asdict(recipe(plan)), LINES, REPLAYED]).encode()).hexdigest()[:16]
+    data = [LINES, REPLAYED[plan.skill]]
+    mark = hashlib.sha256(json.dumps([asdict(plan), asdict(recipe(plan)), *data]).encode()).hexdigest()[:16]
     state = protect(
         batch_loss, lambda rng: draw(plan.skill, rng), parametrization(plan.kind), Protection(plan.strength),
-        recipe(plan), ceiling=CEILING, about=f"{plan} {LINES}+{REPLAYED}", file=CACHE / mark,
+        recipe(plan), ceiling=CEILING, about=f"{plan} {data[0]}+{data[1]}", file=CACHE / mark,
         follow=lambda _, value: losses.append(value) if losses is not None else None,
     )  # fmt: skip
     return state.params

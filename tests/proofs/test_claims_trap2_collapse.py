@@ -7,7 +7,7 @@ from lockproofs.claim import Context, MissingInput, Verdict, settle
 from lockproofs.claims import trap2_collapse as claims
 from lockproofs.experiments.store import stored
 from lockproofs.subject import Subject
-from lockproofs.trap_models import SEEDS, STRENGTH
+from lockproofs.trap_models import SEEDS, STRENGTHS
 
 CLAIM = claims.COLLAPSE
 
@@ -47,15 +47,19 @@ def bent(kind, strength, low, high, factor):
 @pytest.mark.parametrize(
     ("bend", "check"),
     [
-        (("full", STRENGTH, 2, 2, 0.1), 0),
-        (("full", STRENGTH, 0.25, 0.75, 0.5), 1),
-        (("lora", STRENGTH, 2, 2, 0.1), 2),
-        (("full", STRENGTH, 1, 1, 2.0), 3),
+        (("full", STRENGTHS["full"], 2, 2, 0.1), 0),
+        (("full", STRENGTHS["full"], 0.25, 0.75, 0.5), 1),
+        (("lora", STRENGTHS["lora"], 2, 2, 0.1), 2),
     ],
 )
 def test_every_check_reads_its_part_of_the_curves(monkeypatch, bend, check):
     monkeypatch.setattr(claims, "stored", lambda name: bent(*bend))
     assert not run().checks[check].passed
+
+
+def test_the_null_control_sees_curves_that_do_not_start_at_the_base(monkeypatch):
+    monkeypatch.setattr(claims, "stored", lambda name: bent("full", STRENGTHS["full"], 0, 0, 1.001))
+    assert not run().controls.null.passed
 
 
 def test_the_power_control_needs_a_weak_lock_that_is_weak(monkeypatch):

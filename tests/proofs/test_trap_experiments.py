@@ -3,15 +3,28 @@
 import numpy as np
 import pytest
 
-from lockproofs.experiments import trap_scale, trap_train
+from lockproofs.experiments import trap_merge, trap_scale, trap_train
 from lockproofs.experiments.store import stored
-from lockproofs.trap_models import RATES, SEEDS, STRENGTH, SWEEP, Plan, batch_loss, draw, first_losses, parametrization
-from lockref.locks.trap2_training import Protection, trap_loss
+from lockproofs.trap_models import (
+    RATES,
+    SEEDS,
+    STRENGTHS,
+    WEAK,
+    Plan,
+    base,
+    batch_loss,
+    draw,
+    figures,
+    first_losses,
+    parametrization,
+    score,
+)
+from lockref.locks.trap2_training import PUBLISHED, Protection, trap_loss
 
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.mark.parametrize("module", [trap_train, trap_scale])
+@pytest.mark.parametrize("module", [trap_train, trap_scale, trap_merge])
 def test_a_stored_result_has_every_cell_in_its_order(module):
     rows = stored(module.EXPERIMENT.name).rows
     assert [{k: row[k] for k in cell} for row, cell in zip(rows, module.EXPERIMENT.cells, strict=True)] == list(
@@ -20,7 +33,7 @@ def test_a_stored_result_has_every_cell_in_its_order(module):
     assert len({str(cell) for cell in module.EXPERIMENT.cells}) == len(rows)
 
 
-@pytest.mark.parametrize(("kind", "strength"), [("full", STRENGTH), ("lora", 0.1)])
+@pytest.mark.parametrize(("kind", "strength"), list(STRENGTHS.items()))
 def test_the_first_steps_come_out_again(kind, strength):
     (row,) = stored("trap_train").where(kind=kind, skill="add", strength=strength, seed=0)
     plan = Plan(kind, "add", strength, 0)
@@ -38,17 +51,28 @@ def test_before_the_first_step_every_scale_is_the_base():
     for kind in RATES:
         shape = parametrization(kind)
         start = shape.start(np.random.default_rng(0))
-        for strength in (0.0, STRENGTH):
+        for strength in (0.0, 0.05):
             loss = trap_loss(batch_loss, lambda rng: draw("add", rng), shape, Protection(strength))
             values[kind, strength] = float(loss(start, np.random.default_rng([0, 0])))
-    s = Protection(STRENGTH).draw(np.random.default_rng([0, 0]).spawn(2)[1])
+    s = Protection(0.05).draw(np.random.default_rng([0, 0]).spawn(2)[1])
     for kind in RATES:
-        want = values[kind, 0.0] * (1 - STRENGTH / s)
-        assert abs(values[kind, STRENGTH] - want) <= 100 * EPS * values[kind, 0.0]
+        want = values[kind, 0.0] * (1 - 0.05 / s)
+        assert abs(values[kind, 0.05] - want) <= 100 * EPS * values[kind, 0.0]
 
 
-def test_the_sweep_holds_the_published_strengths():
-    assert SWEEP == {"lora": (0.001, 0.1), "full": (0.005, 0.1)} and len(SEEDS) == 3
+def test_the_weak_lock_is_as_published():
+    assert WEAK["strength"] == PUBLISHED["lora"].strength < STRENGTHS["lora"] and len(SEEDS) > 1
+
+
+def test_the_base_scores_again_as_stored():
+    """The one merge that needs no training: scale 0 of everything, by the attacker's score and on held-out problems."""
+    row = stored("trap_merge").where(kind="full", operator="base")[0]
+    assert {r["score"] for r in stored("trap_merge").where(operator="base")} == {row["score"]}
+    assert abs(score(base().tensors) - row["score"]) <= 100 * EPS * row["score"]
+    got = figures(base().tensors, count=trap_merge.PROBLEMS)
+    for skill in ("add", "reverse"):
+        assert abs(got[f"{skill}_loss"] - row[f"{skill}_loss"]) <= 100 * EPS * row[f"{skill}_loss"]
+        assert got[skill] == row[skill]
 
 
 def test_along_the_update_the_curve_passes_the_trained_point():

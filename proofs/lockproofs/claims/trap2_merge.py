@@ -1,0 +1,236 @@
+"""TRAP-MERGE and TRAP-NOMINAL: what protection costs whoever merges, by the stored merges of `trap_merge`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from lockproofs.claim import (
+    Check,
+    Claim,
+    Context,
+    Control,
+    Controls,
+    Counterexample,
+    Evidence,
+    Grade,
+    Source,
+    Verdict,
+)
+from lockproofs.claims.trap2_collapse import SHORT
+from lockproofs.claims.trap2_weight import PAPER
+from lockproofs.experiments.store import Result, stored
+from lockproofs.experiments.trap_merge import NOMINAL, PROBLEMS, operators
+from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STRENGTHS
+
+SKILL_GAIN, PARTNER_GAIN = 0.2, 0.1  # less is no merge (in every seed; in the mean over seeds)
+KEPT, LOST = 0.9, 0.5  # shares of the unprotected merge's gain
+NOTHING = 0.05  # gain on the expert's skill that a merge without the expert may show
+
+RULE = (
+    "the rule was written before any of these merges was measured: a gain is exact match over what the other member "
+    f"has alone, on {SKILL} over the partner, on {PARTNER} over the expert. A merge works where it gains "
+    f"{SKILL_GAIN:.0%} of the problems or more on {SKILL} in every seed, and {PARTNER_GAIN:.0%} on {PARTNER} in the "
+    f"mean; an operator is kept where the protected merge's gain on {SKILL} is at least {KEPT:g} of the unprotected "
+    f"one's in every seed, and lost where it is at most {LOST:g} in every seed. Refuted: for full updates or LoRA the "
+    "operator that an attacker would choose works with and without protection, and is kept. Holds: every operator "
+    "that works unprotected is lost, and each kind has one. Anything else is undecided"
+)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One operator on one kind, seed by seed: gains without and with protection, attacker's scores."""
+
+    kind: str
+    operator: str
+    plain: tuple[float, ...]
+    protected: tuple[float, ...]
+    partners: tuple[float, float]  # mean gain on the partner's skill, without and with protection
+    scores: tuple[float, float]  # mean of the attacker's own losses, without and with protection
+
+    @property
+    def works(self) -> tuple[bool, bool]:
+        """Whether the merge is one at all, without and with protection."""
+        plain, protected = (
+            min(gains) >= SKILL_GAIN and partner >= PARTNER_GAIN
+            for gains, partner in zip((self.plain, self.protected), self.partners, strict=True)
+        )
+        return plain, protected
+
+    @property
+    def shares(self) -> list[float]:
+        """Protected over unprotected gain, seed by seed; of a merge that works without protection."""
+        return [p / u for p, u in zip(self.protected, self.plain, strict=True)]
+
+
+def merges(result: Result, names: Callable[[str], Sequence[str]]) -> list[Merge]:
+    """The rows of these operators, by kind and operator."""
+    found = []
+    for kind, strength in STRENGTHS.items():
+        partner = result.where(kind=kind, operator="partner")[0]
+        for name in names(kind):
+            gains, partners, scores = [], [], []
+            for s in (0.0, strength):
+                rows, alone = (result.where(kind=kind, strength=s, operator=o) for o in (name, "expert"))
+                gains.append(tuple(row[SKILL] - partner[SKILL] for row in rows))
+                partners.append(fmean(r[PARTNER] - a[PARTNER] for r, a in zip(rows, alone, strict=True)))
+                scores.append(fmean(row["score"] for row in rows))
+            found.append(Merge(kind, name, *gains, (partners[0], partners[1]), (scores[0], scores[1])))
+    return found
+
+
+def chosen(found: Sequence[Merge], protected: bool) -> list[Merge]:
+    """For each kind the operator of least mean score on the attacker's own problems."""
+    return [min((m for m in found if m.kind == kind), key=lambda m: m.scores[protected]) for kind in RATES]
+
+
+def survives(merge: Merge) -> bool:
+    """Whether this merge works with and without protection, and is kept in every seed."""
+    return all(merge.works) and min(merge.shares) >= KEPT
+
+
+def verdict_of(found: Sequence[Merge]) -> Verdict:
+    """By RULE."""
+    if any(survives(merge) for merge in chosen(found, True)):
+        return Verdict.REFUTED
+    working = [merge for merge in found if merge.works[0]]
+    every = {merge.kind for merge in working} == set(RATES)
+    return Verdict.HOLDS if every and all(max(m.shares) <= LOST for m in working) else Verdict.UNDECIDED
+
+
+def rerun_merge(given: dict[str, Any]) -> str:
+    """The shares again, from counts of right answers."""
+    alone = given["partner_alone"]
+    shares = [(p - alone) / (u - alone) for p, u in zip(given["protected"], given["unprotected"], strict=True)]
+    return "kept shares of the gain: " + ", ".join(f"{share:.3f}" for share in shares)
+
+
+def counterexample(result: Result, merge: Merge) -> Counterexample:
+    """Counts of right answers on the expert's skill, seed by seed."""
+
+    def counts(strength: float, operator: str) -> list[int]:
+        rows = result.where(kind=merge.kind, strength=strength, operator=operator)
+        return [round(row[SKILL] * PROBLEMS) for row in rows]
+
+    given = {
+        "kind": merge.kind, "operator": merge.operator, "problems": PROBLEMS,
+        "partner_alone": counts(0.0, "partner")[0], "unprotected": counts(0.0, merge.operator),
+        "protected": counts(STRENGTHS[merge.kind], merge.operator),
+    }  # fmt: skip
+    return Counterexample(
+        given=given,
+        got=rerun_merge(given),
+        want=f"at most {LOST:g} of the gain for whoever merges a protected expert",
+        by_hand=f"Of {PROBLEMS} additions the partner gets {given['partner_alone']} right alone. Subtract that from "
+        "the protected and from the unprotected merge's count, and divide: one share for each seed.",
+    )
+
+
+def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
+    result = stored("trap_merge")
+    found = merges(result, names)
+    verdict, best, plain = verdict_of(found), chosen(found, True), chosen(found, False)
+    seeds = len(found[0].plain)
+    working = [merge for merge in found if merge.works[0]]
+    survivors = [merge for merge in best if survives(merge)]
+    without = max(
+        half[SKILL] - whole[SKILL]
+        for half, whole in zip(
+            *(result.where(operator=name, strength=0.0) for name in ("half partner", "partner")), strict=True
+        )
+    )
+    weakest = max(min(merge.plain) for merge in plain if merge.works[0]) if any(m.works[0] for m in plain) else 0.0
+
+    def told(merge: Merge) -> str:
+        def percent(gains: Sequence[float]) -> str:
+            return ", ".join(f"{gain * 100:.0f}" for gain in gains)
+
+        return (
+            f"{merge.kind}, λ = {STRENGTHS[merge.kind]:g}: {merge.operator} gains {percent(merge.protected)} points on "
+            f"{SKILL} over the partner ({percent(merge.plain)} without protection; on {PARTNER}, over the expert, "
+            f"{merge.partners[1] * 100:.0f} and {merge.partners[0] * 100:.0f})"
+        )
+
+    def check(merge: Merge) -> Check:
+        value = min(merge.shares) if merge.works[0] else 0.0
+        kept = merge in survivors
+        return Check(
+            name=f"{merge.kind}, {merge.operator}: " + ("kept" if kept else "not kept"), unit="of the gain",
+            statistic="least share over seeds of the unprotected merge's gain", value=value, bound=KEPT,
+            sense=">=" if kept or verdict is not Verdict.HOLDS else "<=", cases=seeds,
+        )  # fmt: skip
+
+    lost = sum(max(m.shares) <= LOST for m in working)
+    return Evidence(
+        verdict=verdict,
+        grade=Grade.MEASURED,
+        explanation=f"{every}, {seeds} seeds, {len(found)} pairs of kind and operator, of which {len(working)} merge "
+        f"at all without protection, and {lost} of these lose half of the gain or more with it in every seed. What an "
+        "attacker would choose: " + "; ".join(told(merge) for merge in best) + ".",
+        checks=[check(merge) for merge in survivors or best],
+        controls=Controls(
+            null=Control(
+                what=f"without the expert there is nothing to find: the partner merged with the base gains no {SKILL}",
+                passed=bool(without <= NOTHING), value=without, bound=NOTHING, unit="of the problems",
+            ),
+            power=Control(
+                what=f"a planted weak lock, λ = 0, falls to the same attackers: gain on {SKILL} in the worst seed",
+                passed=weakest >= SKILL_GAIN, value=weakest, bound=SKILL_GAIN, unit="of the problems",
+            ),
+        ),
+        counterexample=counterexample(result, survivors[0]) if survivors else None,
+        assumptions=[
+            RULE,
+            f"{PROBLEMS} held-out problems of each skill; scales and operator are chosen by the mean loss on "
+            f"{CHOSEN_ON} other problems of each",
+            "one partner for each kind, unprotected; experts are trained with some problems of the other skill",
+        ],
+        deviations=[SHORT],
+        severity="high",
+        fix="draw more scales below 1, where merges are, and weigh them more; or do not count on rescaling alone",
+    )  # fmt: skip
+
+
+def check_merge(ctx: Context) -> Evidence:
+    """Every operator of `lockref.merging` that applies, on protected and unprotected experts of the same seeds.
+
+    Each is tried at several scales and stands at the one of least loss on the attacker's own problems. What counts
+    is the share of the unprotected merge's gain on the expert's skill, so that a merge that fails anyway proves
+    nothing for the lock. The operator that refutes is the one an attacker would choose, not the luckiest of many.
+    """
+    return _evidence(operators, "Every operator that applies, KnOTS and Core for LoRA too")
+
+
+def check_nominal(ctx: Context) -> Evidence:
+    """The merge W₀ + Δ + s Δ_partner: the protected update stays at s = 1, where it was trained to work.
+
+    Measured and judged as TRAP-MERGE is, with this merge as the only operator.
+    """
+    return _evidence(lambda kind: (NOMINAL,), "The protected update at s = 1, the partner scaled")
+
+
+CLAIMS = (
+    Claim(
+        id="TRAP-MERGE",
+        title="Merging a protected expert fails",
+        statement="Every common merging operator, at the attacker's best shared scale, degrades.",
+        source=Source(paper=PAPER, where="merges of protected and unprotected experts"),
+        kind="security",
+        recorded=Verdict.UNDECIDED,
+        would_change="More seeds, or longer training with a larger λ, that agree on what every operator leaves.",
+        check=check_merge,
+        rerun=rerun_merge,
+    ),
+    Claim(
+        id="TRAP-NOMINAL",
+        title="Keeping the protected update at its scale does not help",
+        statement="Merges that keep the protected update at s = 1 degrade as well.",
+        source=Source(paper=PAPER, where="the threat model: scales of the members; worded by us"),
+        kind="security",
+        recorded=Verdict.UNDECIDED,
+        would_change="An attacker who finds better scales for the partner, or a lock that binds direction, not scale.",
+        check=check_nominal,
+        rerun=rerun_merge,
+    ),
+)

@@ -1,0 +1,126 @@
+"""TRAP-MERGE, TRAP-NOMINAL and TRAP-UTILITY read stored rows: each part of a rule must be able to cost the verdict."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lockproofs.claim import Context, Verdict, settle
+from lockproofs.claims import trap2_merge, trap2_utility
+from lockproofs.claims.trap2_merge import Merge, chosen
+from lockproofs.claims.trap2_utility import Drop
+from lockproofs.experiments.store import stored
+from lockproofs.experiments.trap_merge import ALONE
+from lockproofs.subject import Subject
+from lockproofs.trap_models import STRENGTHS
+
+CLAIMS = {c.id: c for m in (trap2_merge, trap2_utility) for c in m.CLAIMS}
+
+
+def run(claim):
+    return settle(claim.kind, claim.check(Context(Subject({}, True), 0, 1)))
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_it_is_what_is_recorded_and_its_counterexample_reruns(claim):
+    evidence = run(claim)
+    assert evidence.verdict is claim.recorded, evidence.explanation
+    found = evidence.counterexample
+    assert (found is not None) == (evidence.verdict is Verdict.REFUTED)
+    if found is not None:
+        assert claim.rerun(json.loads(json.dumps(found.given))) == found.got
+
+
+def merge(kind="full", operator="ties", plain=(0.5, 0.6), protected=(0.1, 0.2), partners=(0.3, 0.3), scores=(1.0, 1.0)):
+    return Merge(kind, operator, plain, protected, partners, scores)
+
+
+LOST = (merge(), merge("lora"))
+KEPT = merge(operator="sum", protected=(0.5, 0.6), scores=(1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("found", "want"),
+    [
+        (LOST, Verdict.HOLDS),
+        ((*LOST, KEPT), Verdict.REFUTED),
+        ((*LOST, replace(KEPT, scores=(1.0, 2.0))), Verdict.UNDECIDED),  # kept, but no attacker would choose it
+        ((*LOST, replace(KEPT, protected=(0.5, 0.5))), Verdict.UNDECIDED),  # the second seed keeps 0.83
+        ((*LOST, replace(KEPT, partners=(0.3, 0.05))), Verdict.UNDECIDED),  # not a merge: the partner's skill is lost
+        ((*LOST, replace(KEPT, partners=(0.05, 0.3))), Verdict.HOLDS),  # nor without protection: it proves nothing
+        ((*LOST, replace(KEPT, plain=(0.5, 0.1))), Verdict.HOLDS),  # nor in every seed
+        ((LOST[0], replace(LOST[1], plain=(0.1, 0.1))), Verdict.UNDECIDED),  # LoRA has no merge that works
+        ((LOST[0], replace(LOST[1], protected=(0.1, 0.4))), Verdict.UNDECIDED),  # lost in one seed of two
+    ],
+)
+def test_the_rule_of_merges(found, want):
+    assert trap2_merge.verdict_of(found) is want
+
+
+def test_the_attacker_chooses_by_its_own_score():
+    assert chosen([*LOST, KEPT], True)[0] is KEPT and chosen([*LOST, KEPT], False)[0] is LOST[0]
+
+
+@pytest.mark.parametrize(
+    ("plain", "protected", "least", "want"),
+    [
+        ((890, 890), (885, 888), 0.98, Verdict.HOLDS),
+        ((890, 890), (885, 600), 0.98, Verdict.REFUTED),
+        ((890, 890), (885, 600), 0.89, Verdict.UNDECIDED),  # too little learned
+        ((890, 890), (885, 875), 0.98, Verdict.UNDECIDED),  # a drop of 1.7 points, up to 2.7
+    ],
+)
+def test_the_rule_of_utility(plain, protected, least, want):
+    drops = [Drop(p, q, 900) for p, q in zip(plain, protected, strict=True)]
+    assert trap2_utility.verdict_of(drops, least) is want
+
+
+def test_the_bounds_of_a_drop_are_those_of_two_binomials():
+    low, high = Drop(75, 50, 100).bounds
+    assert (low + high) / 2 == pytest.approx(0.25) and high - low == pytest.approx(2 * 1.6448536 * 0.4375**0.5 / 10)
+
+
+def changed(name, field, value, **where):
+    """The stored result with a field of some rows replaced."""
+    result = stored(name).model_copy(deep=True)
+    for row in result.where(**where):
+        row[field] = value
+    return result
+
+
+@pytest.mark.parametrize(("claim", "kind"), [(c, k) for c in ("TRAP-MERGE", "TRAP-NOMINAL") for k in STRENGTHS])
+def test_protected_merges_that_fail_are_not_kept(monkeypatch, claim, kind):
+    fallen = {row["operator"] for row in stored("trap_merge").rows} - set(ALONE)
+    result = stored("trap_merge").model_copy(deep=True)
+    for row in result.rows:
+        if row["kind"] == kind and row["strength"] > 0 and row["operator"] in fallen:
+            row["add"] = 0.0
+    monkeypatch.setattr(trap2_merge, "stored", lambda name: result)
+    found = run(CLAIMS[claim]).counterexample
+    assert found is None or found.given["kind"] != kind
+
+
+@pytest.mark.parametrize("claim", ["TRAP-MERGE", "TRAP-NOMINAL"])
+def test_controls_of_merges_can_fail(monkeypatch, claim):
+    grown = changed("trap_merge", "add", 1.0, operator="half partner")
+    monkeypatch.setattr(trap2_merge, "stored", lambda name: grown)
+    assert not run(CLAIMS[claim]).controls.null.passed
+    idle = stored("trap_merge").model_copy(deep=True)
+    for row in idle.where(strength=0.0):
+        row["add"] = 0.0
+    monkeypatch.setattr(trap2_merge, "stored", lambda name: idle)
+    assert not run(CLAIMS[claim]).controls.power.passed
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_a_protected_expert_that_knows_nothing_costs_utility(monkeypatch, kind):
+    worse = changed("trap_train", "add", 0.5, kind=kind, skill="add", strength=STRENGTHS[kind])
+    monkeypatch.setattr(trap2_utility, "stored", lambda name: worse if name == "trap_train" else stored(name))
+    evidence = run(CLAIMS["TRAP-UTILITY"])
+    assert evidence.verdict is Verdict.REFUTED and evidence.counterexample.given["kind"] == kind
+
+
+def test_experts_that_learned_nothing_show_nothing(monkeypatch):
+    worse = changed("trap_train", "add", 0.5, skill="add")
+    monkeypatch.setattr(trap2_utility, "stored", lambda name: worse if name == "trap_train" else stored(name))
+    assert run(CLAIMS["TRAP-UTILITY"]).verdict is Verdict.UNDECIDED
