@@ -32,7 +32,7 @@ RATES = {"full": 6e-4, "lora": 2e-3}
 STEPS = 300
 SEEDS = (0, 1)
 STRENGTHS = {"full": 0.02, "lora": 0.05}  # of the protected experts: the published ones show less
-WEAK = {"kind": "lora", "strength": PUBLISHED["lora"].strength, "seed": 0}  # as published, beside them
+WEAK: dict[str, Any] = {"kind": "lora", "strength": PUBLISHED["lora"].strength, "seed": 0}  # as published, beside them
 CEILING = float(np.log(256))  # nats of a uniform guess
 PROBLEMS = 300
 EVALUATION = 99  # seeds the held-out problems
@@ -80,8 +80,8 @@ def other(skill: str) -> str:
 def draw(skill: str, rng: np.random.Generator) -> Batch:
     """A batch of training problems of a skill, and a few of the other one."""
     counts = {skill: LINES, other(skill): REPLAYED[skill]}
-    parts = (answers(skills.skill_problems(name, rng, n, held_out=False)) for name, n in counts.items())
-    return Batch(*parts, share=LINES / sum(counts.values()))
+    own, replayed = (answers(skills.skill_problems(name, rng, n, held_out=False)) for name, n in counts.items())
+    return Batch(own, replayed, LINES / sum(counts.values()))
 
 
 def batch_loss(params: Mapping[str, Any], batch: Batch) -> Any:

@@ -10,7 +10,7 @@ from lockproofs.claims import trap2_merge, trap2_utility
 from lockproofs.claims.trap2_merge import Merge, chosen
 from lockproofs.claims.trap2_utility import Drop
 from lockproofs.experiments.store import stored
-from lockproofs.experiments.trap_merge import ALONE
+from lockproofs.experiments.trap_merge import ALONE, HALF
 from lockproofs.subject import Subject
 from lockproofs.trap_models import STRENGTHS
 
@@ -90,7 +90,7 @@ def changed(name, field, value, **where):
 
 @pytest.mark.parametrize(("claim", "kind"), [(c, k) for c in ("TRAP-MERGE", "TRAP-NOMINAL") for k in STRENGTHS])
 def test_protected_merges_that_fail_are_not_kept(monkeypatch, claim, kind):
-    fallen = {row["operator"] for row in stored("trap_merge").rows} - set(ALONE)
+    fallen = {row["operator"] for row in stored("trap_merge").rows} - {*ALONE, HALF}
     result = stored("trap_merge").model_copy(deep=True)
     for row in result.rows:
         if row["kind"] == kind and row["strength"] > 0 and row["operator"] in fallen:
@@ -102,7 +102,7 @@ def test_protected_merges_that_fail_are_not_kept(monkeypatch, claim, kind):
 
 @pytest.mark.parametrize("claim", ["TRAP-MERGE", "TRAP-NOMINAL"])
 def test_controls_of_merges_can_fail(monkeypatch, claim):
-    grown = changed("trap_merge", "add", 1.0, operator="half partner")
+    grown = changed("trap_merge", "add", 1.0, operator=HALF)
     monkeypatch.setattr(trap2_merge, "stored", lambda name: grown)
     assert not run(CLAIMS[claim]).controls.null.passed
     idle = stored("trap_merge").model_copy(deep=True)

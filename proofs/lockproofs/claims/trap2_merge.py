@@ -20,7 +20,7 @@ from lockproofs.claim import (
 from lockproofs.claims.trap2_collapse import SHORT
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
-from lockproofs.experiments.trap_merge import NOMINAL, PROBLEMS, operators
+from lockproofs.experiments.trap_merge import HALF, NOMINAL, PROBLEMS, operators
 from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STRENGTHS
 
 SKILL_GAIN, PARTNER_GAIN = 0.2, 0.1  # less is no merge (in every seed; in the mean over seeds)
@@ -70,13 +70,13 @@ def merges(result: Result, names: Callable[[str], Sequence[str]]) -> list[Merge]
     for kind, strength in STRENGTHS.items():
         partner = result.where(kind=kind, operator="partner")[0]
         for name in names(kind):
-            gains, partners, scores = [], [], []
-            for s in (0.0, strength):
-                rows, alone = (result.where(kind=kind, strength=s, operator=o) for o in (name, "expert"))
-                gains.append(tuple(row[SKILL] - partner[SKILL] for row in rows))
-                partners.append(fmean(r[PARTNER] - a[PARTNER] for r, a in zip(rows, alone, strict=True)))
-                scores.append(fmean(row["score"] for row in rows))
-            found.append(Merge(kind, name, *gains, (partners[0], partners[1]), (scores[0], scores[1])))
+            sides = [
+                [result.where(kind=kind, strength=s, operator=o) for o in (name, "expert")] for s in (0.0, strength)
+            ]
+            plain, protected = (tuple(row[SKILL] - partner[SKILL] for row in rows) for rows, _ in sides)
+            kept = [fmean(r[PARTNER] - a[PARTNER] for r, a in zip(*side, strict=True)) for side in sides]
+            scores = [fmean(row["score"] for row in rows) for rows, _ in sides]
+            found.append(Merge(kind, name, plain, protected, (kept[0], kept[1]), (scores[0], scores[1])))
     return found
 
 
@@ -137,7 +137,7 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
     without = max(
         half[SKILL] - whole[SKILL]
         for half, whole in zip(
-            *(result.where(operator=name, strength=0.0) for name in ("half partner", "partner")), strict=True
+            *(result.where(operator=name, strength=0.0, seed=0) for name in (HALF, "partner")), strict=True
         )
     )
     weakest = max(min(merge.plain) for merge in plain if merge.works[0]) if any(m.works[0] for m in plain) else 0.0

@@ -10,6 +10,7 @@ from lockproofs.experiments.store import Cell, Experiment
 from lockproofs.trap_models import (
     CHOSEN_ON,
     PARTNER,
+    RATES,
     SKILL,
     Tensors,
     at_scale,
@@ -28,7 +29,8 @@ from lockref.merging import SETTINGS, Adapter, Setting, Slerp, merge
 
 PROBLEMS = 100
 SCALES = (0.5, 0.75, 1.0, 1.5)
-ALONE = ("base", "expert", "partner")  # what a merge is compared with
+ALONE = ("base", "expert", "partner")  # measured beside every merge
+HALF = "half partner"  # the partner averaged with the base: a merge with no expert in it
 NOMINAL = "nominal"
 FULL = tuple(name for name, setting in SETTINGS.items() if setting.space == "full" and name != "linear-sum")
 ADAPTERS = tuple(name for name, setting in SETTINGS.items() if setting.space != "full")
@@ -61,10 +63,13 @@ def candidates(cell: Cell) -> Iterator[tuple[dict[str, float], Tensors]]:
     pair = {name: cell[name] for name in ("kind", "strength", "seed")}
     plans, operator = (expert(**pair), partner_of(cell["kind"])), cell["operator"]
     if operator in ALONE:
-        yield (
-            {"scale": 1.0},
-            dict(base().tensors) if operator == "base" else at_scale(plans[operator == "partner"], 1.0),
-        )
+        models = {
+            "base": base().tensors,
+            **{name: at_scale(plan, 1.0) for name, plan in zip(ALONE[1:], plans, strict=True)},
+        }
+        yield {"scale": 1.0}, models[operator]
+    elif operator == HALF:
+        yield {"scale": 0.5}, at_scale(plans[1], 0.5)
     elif operator == NOMINAL:
         own, other = (at_scale(plan, 1.0) for plan in plans)
         whole = Members.of_models(base().tensors, own, [other])
@@ -86,8 +91,7 @@ EXPERIMENT = Experiment(
     title="Trap² on the zoo: merged with a partner by every operator, at the attacker's best scale",
     seed=0,
     settings={"problems": PROBLEMS, "chosen_on": CHOSEN_ON, "scales": SCALES, "skills": (SKILL, PARTNER)},
-    cells=[
-        {**pair, "operator": operator} for pair in pairs() for operator in (*ALONE, *operators(pair["kind"]), NOMINAL)
-    ],
+    cells=[{**pair, "operator": name} for pair in pairs() for name in (*ALONE, *operators(pair["kind"]), NOMINAL)]
+    + [{"kind": kind, "strength": 0.0, "seed": 0, "operator": HALF} for kind in RATES],
     measure=measure,
 )
