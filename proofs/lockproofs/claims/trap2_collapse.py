@@ -29,7 +29,7 @@ SHORT = Deviation(
     we_do=", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRENGTHS.items())
     + f", {STEPS} steps of {LINES} problems and {REPLAYED[SKILL]} of the other skill, rates in the stored settings, a "
     "model of 0.85 million parameters",
-    why="at the published λ so short a training shows nothing",
+    why="in trials with one seed and so short a training, the published λ moved little",
     effect="the verdict is about these trainings; more steps or a larger λ may bend the curve below s = 1 too",
 )
 

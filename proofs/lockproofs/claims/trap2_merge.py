@@ -153,12 +153,19 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
         )
 
     def check(merge: Merge) -> Check:
-        value = min(merge.shares) if merge.works[0] else 0.0
-        kept = merge in survivors
+        """The share that is kept; of a merge that fails without protection too, what it lacks most."""
+        name = f"{merge.kind}, {merge.operator}: "
+        if merge.works[0]:
+            return Check(
+                name=name + "kept", statistic="least share over seeds of the unprotected merge's gain",
+                unit="of the gain", value=min(merge.shares), bound=LOST if verdict is Verdict.HOLDS else KEPT,
+                sense="<=" if verdict is Verdict.HOLDS else ">=", cases=seeds,
+            )  # fmt: skip
+        lacks = [(min(merge.plain), SKILL_GAIN, SKILL), (merge.partners[0], PARTNER_GAIN, PARTNER)]
+        value, bound, skill = min(lacks, key=lambda lack: lack[0] - lack[1])
         return Check(
-            name=f"{merge.kind}, {merge.operator}: " + ("kept" if kept else "not kept"), unit="of the gain",
-            statistic="least share over seeds of the unprotected merge's gain", value=value, bound=KEPT,
-            sense=">=" if kept or verdict is not Verdict.HOLDS else "<=", cases=seeds,
+            name=name + "a merge without protection", statistic=f"gain on {skill}, unprotected", unit="of the problems",
+            value=value, bound=bound, sense=">=", cases=seeds,
         )  # fmt: skip
 
     lost = sum(max(m.shares) <= LOST for m in working)
@@ -168,7 +175,7 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
         explanation=f"{every}, {seeds} seeds, {len(found)} pairs of kind and operator, of which {len(working)} merge "
         f"at all without protection, and {lost} of these lose half of the gain or more with it in every seed. What an "
         "attacker would choose: " + "; ".join(told(merge) for merge in best) + ".",
-        checks=[check(merge) for merge in survivors or best],
+        checks=[check(merge) for merge in survivors or (working if verdict is Verdict.HOLDS else best)],
         controls=Controls(
             null=Control(
                 what=f"without the expert there is nothing to find: the partner merged with the base gains no {SKILL}",
@@ -188,7 +195,7 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
         ],
         deviations=[SHORT],
         severity="high",
-        fix="draw more scales below 1, where merges are, and weigh them more; or do not count on rescaling alone",
+        fix="draw more scales below 1, where merges are, and weigh them more" if survivors else None,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from lockproofs.claim import (
 from lockproofs.claims.trap2_collapse import SHORT
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
-from lockproofs.trap_models import PROBLEMS, SKILL, STRENGTHS
+from lockproofs.trap_models import PROBLEMS, SKILL, STRENGTHS, WEAK
 
 COST = 0.02  # of the problems: what protection may cost
 LEARNED = 0.9  # exact match below which an unprotected expert has learned too little to be compared with
@@ -104,7 +104,8 @@ def check_utility(ctx: Context) -> Evidence:
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
-        explanation=f"Held-out additions, seed by seed. {told}.",
+        explanation=f"Held-out additions, seed by seed. {told}. At the published λ = {WEAK['strength']:g}, "
+        f"{WEAK['kind']}, one seed, {counts(result, WEAK['kind'], WEAK['strength'])[0]} of {PROBLEMS} are right.",
         checks=[
             Check(
                 name=f"{kind}: drop in exact match", unit="of the problems", value=drops[kind].bounds[side], bound=COST,
