@@ -117,6 +117,8 @@ def check_collapse(ctx: Context) -> Evidence:
             f"loss of {PROBLEMS} held-out problems of addition, nats per answer token",
             "protected and unprotected training saw the same batches, seed by seed",
             f"the threshold {RAISED:g} is ours",
+            "a further check, that the loss at s = 1 rises by 2 % at most, was dropped before these curves were "
+            "measured: near 100 % exact match a loss near zero says little; TRAP-UTILITY counts answers instead",
         ],
         deviations=[SHORT],
         plots=[
@@ -131,7 +133,7 @@ def check_collapse(ctx: Context) -> Evidence:
             for kind in ("full", "lora")
         ],
         severity="high",
-        fix="train longer, and draw more scales below 1, where merges are",
+        fix=None if verdict is Verdict.HOLDS else "train longer, and draw more scales below 1, where merges are",
     )  # fmt: skip
 
 
@@ -141,8 +143,8 @@ COLLAPSE = Claim(
     statement="The loss rises steeply on both sides of s = 1.",
     source=Source(paper=PAPER, where="the loss of a protected update against its scale"),
     kind="security",
-    recorded=Verdict.UNDECIDED,
-    would_change="Longer trainings and more seeds that agree on what happens below s = 1.",
+    recorded=Verdict.HOLDS,
+    would_change="Seeds, rates or λ with which one side of s = 1 stays as it is without protection.",
     check=check_collapse,
 )
 CLAIMS = (COLLAPSE,)

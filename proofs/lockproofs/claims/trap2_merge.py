@@ -28,7 +28,7 @@ KEPT, LOST = 0.9, 0.5  # shares of the unprotected merge's gain
 NOTHING = 0.05  # gain on the expert's skill that a merge without the expert may show
 
 RULE = (
-    "the rule was written before any of these merges was measured: a gain is exact match over what the other member "
+    "the rule was written before a merge was measured: a gain is exact match over what the other member "
     f"has alone, on {SKILL} over the partner, on {PARTNER} over the expert. A merge works where it gains "
     f"{SKILL_GAIN:.0%} of the problems or more on {SKILL} in every seed, and {PARTNER_GAIN:.0%} on {PARTNER} in the "
     f"mean; an operator is kept where the protected merge's gain on {SKILL} is at least {KEPT:g} of the unprotected "

@@ -26,10 +26,11 @@ LEARNED = 0.9  # exact match below which an unprotected expert has learned too l
 Z = NormalDist().inv_cdf(0.95)
 
 RULE = (
-    f"the rule was written before the rows were measured: the drop in exact match on {SKILL}, pooled over seeds, lies "
-    "between one-sided 95 % bounds that treat answers as independent draws. Holds where the upper bound is at most "
-    f"{COST:.0%} of the problems for full updates and LoRA; refuted where the lower bound exceeds it for one; "
-    f"undecided otherwise, or where an unprotected expert gets less than {LEARNED:.0%}"
+    "the rule was written before a protected expert's row was looked at: the drop in exact match on "
+    f"{SKILL}, pooled over seeds, lies between one-sided 95 % bounds that treat answers as independent draws. Holds "
+    f"where the upper bound is at most {COST:.0%} of the problems for full updates and LoRA; refuted where the lower "
+    "bound exceeds it for one; undecided otherwise, or where an unprotected expert gets less than "
+    f"{LEARNED:.0%}"
 )
 
 
@@ -131,7 +132,7 @@ def check_utility(ctx: Context) -> Evidence:
         assumptions=[RULE, "protected and unprotected training saw the same batches, seed by seed"],
         deviations=[SHORT],
         severity="low",
-        fix="a smaller λ" if refuted else None,
+        fix="a smaller λ, and a check of the skill before release" if refuted else None,
     )  # fmt: skip
 
 
@@ -142,8 +143,8 @@ CLAIMS = (
         statement="The protected update alone performs like the unprotected one.",
         source=Source(paper=PAPER, where="the accuracy of protected experts at s = 1"),
         kind="utility",
-        recorded=Verdict.UNDECIDED,
-        would_change="More seeds or problems that move the bounds of the drop across two points.",
+        recorded=Verdict.REFUTED,
+        would_change="A λ for LoRA that merges notice and that costs less; the published one, fifty times weaker, costs little.",
         check=check_utility,
         rerun=rerun_drop,
     ),
