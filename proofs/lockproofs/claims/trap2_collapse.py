@@ -24,14 +24,19 @@ from lockproofs.experiments.store import Result, stored
 from lockproofs.trap_models import LINES, PROBLEMS, REPLAYED, SKILL, STEPS, STRENGTHS, WEAK
 
 RAISED = 1.1  # times the unprotected loss
+CHOSEN = ", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRENGTHS.items())
 SHORT = Deviation(
     paper_says="λ = 0.001 (LoRA), 0.005 (full), rates 3e-4 and 1e-5, large models and long training",
-    we_do=", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRENGTHS.items())
-    + f", {STEPS} steps of {LINES} problems and {REPLAYED[SKILL]} of the other skill, rates in the stored settings, a "
-    "model of 0.85 million parameters",
+    we_do=f"{CHOSEN}, {STEPS} steps of {LINES} problems and {REPLAYED[SKILL]} of the other skill, rates in the stored "
+    "settings, a model of 0.85 million parameters",
     why="in trials with one seed and so short a training, the published λ moved little",
-    effect="the verdict is about these trainings; more steps or a larger λ may bend the curve below s = 1 too",
+    effect="the verdict is about these trainings; more steps, or other λ and rates, may change it",
 )
+# The weak lock of the control, at the published λ, shows no collapse: what the rule finds to hold needs its λ said.
+CONDITIONS = {
+    Verdict.HOLDS: f"{CHOSEN}; at the published {WEAK['strength']:g} ({WEAK['kind']}) nothing is seen",
+    Verdict.HOLDS_IF: f"s above 1, {CHOSEN}",
+}
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,18 @@ def check_collapse(ctx: Context) -> Evidence:
 
     An unprotected expert's loss also rises on both sides of s = 1, so what counts is how much more a protected one's
     does. A side is raised where the ratio reaches 1.1 for every seed, at s = 2 or somewhere in 0.25 … 0.75; it is not
-    where the ratio stays below for every seed. Raised on both sides: holds. Raised above and not below: holds-if.
-    Anything else, such as seeds that disagree, leaves the claim undecided. The rule was fixed on shorter trainings,
-    before these were run; what protection costs at s = 1 is TRAP-UTILITY's question.
+    where the ratio stays below for every seed. Raised on both sides: holds, for λ that are as strong. Raised above and
+    not below: holds-if. Anything else, such as seeds that disagree, leaves the claim undecided. The rule was fixed on
+    shorter trainings, before these were run; what protection costs at s = 1 is TRAP-UTILITY's question.
     """
     result = stored("trap_scale")
     full, lora = (ratios(result, kind, strength) for kind, strength in STRENGTHS.items())
     weak = ratios(result, WEAK["kind"], WEAK["strength"])
     above, below, nominal = full.at(2, 2), full.at(0.25, 0.75), full.at(1, 1)
     seeds, bent = len(full.values), int(np.sum(below.max(axis=1) >= RAISED))
-    verdict = verdict_of(above, below)
+    by_rule = verdict_of(above, below)
+    condition = CONDITIONS.get(by_rule)
+    verdict = Verdict.HOLDS_IF if condition else by_rule
     off = float(max(np.abs(r.at(0, 0) - 1).max() for r in (full, lora)))
 
     def ratio(name: str, statistic: str, value: float, bound: float, sense: str, cases: int) -> Check:
@@ -89,7 +96,7 @@ def check_collapse(ctx: Context) -> Evidence:
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
-        condition=None if verdict is not Verdict.HOLDS_IF else f"s above 1, full updates, λ = {STRENGTHS['full']:g}",
+        condition=condition,
         explanation=f"An unprotected expert's loss rises on both sides too. With full updates ({seeds} seeds) "
         f"protection multiplies it by {above.min():.2f} to {above.max():.2f} at s = 2, and by {nominal.min():.2f} to "
         f"{nominal.max():.2f} at s = 1. Below, where averaging puts an update, the seeds' largest "
@@ -117,6 +124,7 @@ def check_collapse(ctx: Context) -> Evidence:
             f"loss of {PROBLEMS} held-out problems of addition, nats per answer token",
             "protected and unprotected training saw the same batches, seed by seed",
             f"the threshold {RAISED:g} is ours",
+            "by the rule alone a rise on both sides holds; the condition was added after the rows were seen",
             "a further check, that the loss at s = 1 rises by 2 % at most, was dropped before these curves were "
             "measured: near 100 % exact match a loss near zero says little; TRAP-UTILITY counts answers instead",
         ],
@@ -133,7 +141,7 @@ def check_collapse(ctx: Context) -> Evidence:
             for kind in ("full", "lora")
         ],
         severity="high",
-        fix=None if verdict is Verdict.HOLDS else "train longer, and draw more scales below 1, where merges are",
+        fix=None if by_rule is Verdict.HOLDS else "train longer, and draw more scales below 1, where merges are",
     )  # fmt: skip
 
 
@@ -143,7 +151,7 @@ COLLAPSE = Claim(
     statement="The loss rises steeply on both sides of s = 1.",
     source=Source(paper=PAPER, where="the loss of a protected update against its scale"),
     kind="security",
-    recorded=Verdict.HOLDS,
+    recorded=Verdict.HOLDS_IF,
     would_change="Seeds, rates or λ with which one side of s = 1 stays as it is without protection.",
     check=check_collapse,
 )

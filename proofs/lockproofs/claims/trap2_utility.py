@@ -144,7 +144,7 @@ CLAIMS = (
         source=Source(paper=PAPER, where="the accuracy of protected experts at s = 1"),
         kind="utility",
         recorded=Verdict.REFUTED,
-        would_change="A λ for LoRA that merges notice and that costs less; the published one, fifty times weaker, costs little.",
+        would_change="A λ for LoRA that merges notice and that costs less.",
         check=check_utility,
         rerun=rerun_drop,
     ),
