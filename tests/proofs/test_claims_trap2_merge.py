@@ -88,16 +88,30 @@ def changed(name, field, value, **where):
     return result
 
 
-@pytest.mark.parametrize(("claim", "kind"), [(c, k) for c in ("TRAP-MERGE", "TRAP-NOMINAL") for k in STRENGTHS])
-def test_protected_merges_that_fail_are_not_kept(monkeypatch, claim, kind):
-    fallen = {row["operator"] for row in stored("trap_merge").rows} - {*ALONE, HALF}
+def unlocked(*kinds):
+    """The stored merges, for these kinds as if nothing were protected, for others as if nothing were left."""
     result = stored("trap_merge").model_copy(deep=True)
     for row in result.rows:
-        if row["kind"] == kind and row["strength"] > 0 and row["operator"] in fallen:
-            row["add"] = 0.0
-    monkeypatch.setattr(trap2_merge, "stored", lambda name: result)
-    found = run(CLAIMS[claim]).counterexample
-    assert found is None or found.given["kind"] != kind
+        if row["strength"] == 0 or row["operator"] in {*ALONE, HALF}:
+            continue
+        found = result.where(kind=row["kind"], strength=0.0, seed=row["seed"], operator=row["operator"])[0]
+        row.update({n: found[n] for n in ("add", "reverse", "score")} if row["kind"] in kinds else {"add": 0.0})
+    return result
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_a_lock_without_effect_is_refuted_for_the_kind_that_lacks_it(monkeypatch, kind):
+    claim = CLAIMS["TRAP-MERGE"]
+    monkeypatch.setattr(trap2_merge, "stored", lambda name: unlocked(kind))
+    evidence = run(claim)
+    assert evidence.verdict is Verdict.REFUTED
+    assert evidence.counterexample.given["kind"] == kind
+    assert claim.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
+
+
+def test_a_lock_that_leaves_nothing_of_any_merge_holds(monkeypatch):
+    monkeypatch.setattr(trap2_merge, "stored", lambda name: unlocked())
+    assert run(CLAIMS["TRAP-MERGE"]).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("claim", ["TRAP-MERGE", "TRAP-NOMINAL"])
