@@ -32,9 +32,9 @@ SHORT = Deviation(
     why="in trials with one seed and so short a training, the published λ moved little",
     effect="the verdict is about these trainings; more steps, or other λ and rates, may change it",
 )
-# The weak lock of the control, at the published λ, shows no collapse: what the rule finds to hold needs its λ said.
+# The weak lock of the control, at the published λ, shows no collapse at s = 2: what the rule finds to hold needs its λ said.
 CONDITIONS = {
-    Verdict.HOLDS: f"{CHOSEN}; at the published {WEAK['strength']:g} ({WEAK['kind']}) nothing is seen",
+    Verdict.HOLDS: f"{CHOSEN}; at the published {WEAK['strength']:g} ({WEAK['kind']}) no side reaches {RAISED:g}",
     Verdict.HOLDS_IF: f"s above 1, {CHOSEN}",
 }
 
