@@ -47,9 +47,9 @@ def bent(kind, strength, low, high, factor):
 @pytest.mark.parametrize(
     ("bend", "check"),
     [
-        (("full", STRENGTHS["full"], 2, 2, 0.1), 0),
+        (("full", STRENGTHS["full"], 2, 2, 0.01), 0),
         (("full", STRENGTHS["full"], 0.25, 0.75, 0.5), 1),
-        (("lora", STRENGTHS["lora"], 2, 2, 0.1), 2),
+        (("lora", STRENGTHS["lora"], 2, 2, 0.01), 2),
     ],
 )
 def test_every_check_reads_its_part_of_the_curves(monkeypatch, bend, check):
@@ -62,8 +62,9 @@ def test_the_null_control_sees_curves_that_do_not_start_at_the_base(monkeypatch)
     assert not run().controls.null.passed
 
 
-def test_the_power_control_needs_a_weak_lock_that_is_weak(monkeypatch):
-    monkeypatch.setattr(claims, "stored", lambda name: bent("lora", 0.001, 2, 2, 2.0))
+@pytest.mark.parametrize("where", [2, 0.5])
+def test_the_power_control_needs_a_weak_lock_that_is_weak(monkeypatch, where):
+    monkeypatch.setattr(claims, "stored", lambda name: bent("lora", 0.001, where, where, 2.0))
     assert not run().controls.power.passed
 
 

@@ -32,7 +32,7 @@ SHORT = Deviation(
     why="in trials with one seed and so short a training, the published λ moved little",
     effect="the verdict is about these trainings; more steps, or other λ and rates, may change it",
 )
-# The weak lock of the control, at the published λ, shows no collapse at s = 2: what the rule finds to hold needs its λ said.
+# The weak lock of the control, at the published λ, shows no collapse: what the rule finds to hold needs its λ said.
 CONDITIONS = {
     Verdict.HOLDS: f"{CHOSEN}; at the published {WEAK['strength']:g} ({WEAK['kind']}) no side reaches {RAISED:g}",
     Verdict.HOLDS_IF: f"s above 1, {CHOSEN}",
@@ -81,6 +81,7 @@ def check_collapse(ctx: Context) -> Evidence:
     full, lora = (ratios(result, kind, strength) for kind, strength in STRENGTHS.items())
     weak = ratios(result, WEAK["kind"], WEAK["strength"])
     above, below, nominal = full.at(2, 2), full.at(0.25, 0.75), full.at(1, 1)
+    slight = float(max(weak.at(2, 2).max(), weak.at(0.25, 0.75).max()))
     seeds, bent = len(full.values), int(np.sum(below.max(axis=1) >= RAISED))
     by_rule = verdict_of(above, below)
     condition = CONDITIONS.get(by_rule)
@@ -116,8 +117,8 @@ def check_collapse(ctx: Context) -> Evidence:
                 bound=0.0, unit="times",
             ),
             power=Control(
-                what="a weak lock (LoRA, published λ, as short): rescaling to s = 2 costs no more than without it",
-                passed=bool(weak.at(2, 2).max() < RAISED), value=float(weak.at(2, 2).max()), bound=RAISED, unit="times",
+                what="a weak lock (LoRA, published λ, one seed) is raised on neither side: largest ratio",
+                passed=slight < RAISED, value=slight, bound=RAISED, unit="times",
             ),
         ),
         assumptions=[
