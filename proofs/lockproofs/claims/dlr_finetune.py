@@ -21,7 +21,7 @@ from lockproofs.claim import (
 )
 from lockproofs.claims.dlr_common import FORMULA, PAPER
 from lockproofs.claims.dlr_redistill import outcome
-from lockproofs.claims.dlr_utility import GAP
+from lockproofs.claims.dlr_utility import GAP, POINTS
 from lockproofs.experiments.dlr_finetune import FRESH_SEEDS, SEEDS
 from lockproofs.experiments.store import Result, stored
 from lockproofs.finetune_runs import ATTACKERS, Runs, curves_plot, grid_plot, runs
@@ -110,15 +110,22 @@ def verdict_of(gap: Difference, missing: list[str]) -> Verdict:
     return Verdict.HOLDS_IF if gap.low > 0 and not missing else Verdict.UNDECIDED
 
 
-def distilled_back() -> Check:
+def distilled_back() -> list[Check]:
     """The other side of the condition: what is left to fine-tune for an attacker who distills the nets back first."""
     found = stored("dlr_redistill")
-    cheapest = min((outcome(row) for row in found.where(model=LOCKED)), key=lambda one: one["gap"])
-    return Check(
-        name="other side: distilled back first", unit="of the locked model's loss", value=cheapest["gap"], bound=GAP,
-        statistic=f"(plain model − locked)/locked on text, at {cheapest['cost']:.2f} of the defender's operations",
-        cases=found.settings["measured"]["windows"], seed=found.seed,
-    )  # fmt: skip
+    nearest = min((outcome(row) for row in found.where(model=LOCKED)), key=lambda one: one["gap"])
+    cost = f"at {nearest['cost']:.2f} of the defender's operations"
+    measured = found.settings["measured"]
+    return [
+        Check(
+            name="other side: distilled back first, text", unit="of the locked model's loss", value=nearest["gap"],
+            bound=GAP, statistic=f"(plain model − locked)/locked, {cost}", cases=measured["windows"], seed=found.seed,
+        ),
+        Check(
+            name="other side: distilled back first, skills", unit="share", value=nearest["skills"], bound=POINTS,
+            statistic=f"largest fall in exact match, {cost}", cases=2 * measured["problems"], seed=found.seed,
+        ),
+    ]  # fmt: skip
 
 
 def rerun_finetune(given: dict[str, Any]) -> str:
@@ -188,7 +195,7 @@ def check_finetune(ctx: Context) -> Evidence:
                 tolerance_from="the mean; its interval is that of the check above", cases=len(seeds),
             ),
             at_edges(found, (locked, original)),
-            distilled_back(),
+            *distilled_back(),
         ],
         controls=controls(found),
         counterexample=Counterexample(
