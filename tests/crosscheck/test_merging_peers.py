@@ -14,11 +14,12 @@ from lockcross.merging import DENSE, METHODS, merge_directories, merge_tensor
 from lockref.merging import SETTINGS, Adapter, entry_factors, merge
 from lockref.merging.settings import Entries
 from lockref.merging.spaces import factor_sum
-from lockref.models.checkpoint_io import load_checkpoint
+from lockref.models.checkpoint_io import load_checkpoint, save_checkpoint
 from lockref.models.zoo import zoo_path
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from mergekit import sparsify
     from peft import LoraConfig, get_peft_model
     from peft.utils import merge_utils
 
@@ -133,33 +134,69 @@ def test_mergekit_computes_the_same_on_the_zoo_but_for_magnitudes_that_tie(name,
         assert tied, "the zoo's updates tie in magnitude; where mergekit keeps others of them, this must be seen"
 
 
+def arc_round_off(setting, base, members, unit):
+    """By tensor: a cosine errs by √n roundings (Higham & Mary 2019), its angle and coefficients by that over sin Ω."""
+    limits = {}
+    for n, x in base.items():
+        ends = [m[n] - (x if setting.of == "updates" else 0) for m in members]
+        sine = max((1 - min(1.0, cosine(*ends) ** 2)) ** 0.5, 0.03)  # 0.9995 and above are straight, to mergekit
+        limits[n] = unit * (4 * x.size**0.5 / sine**2 * (np.abs(ends[0]) + np.abs(ends[1])) + 4 * np.abs(x))
+    return limits
+
+
+def cosine(x, y):
+    return float(np.vdot(x, y) / (np.linalg.norm(x) * np.linalg.norm(y) or 1))
+
+
 @pytest.mark.parametrize("name", ["slerp", "slerp-updates"])
 def test_mergekit_takes_the_same_arc(name, zoo):
-    """In float64. A cosine errs by n roundings, its angle by that over sin Ω, both coefficients by as much again."""
+    """In float64."""
     base, members = ({n: w.astype(float) for n, w in zoo[0].items()}, [{n: w.astype(float) for n, w in m.items()}
                                                                       for m in zoo[1]])  # fmt: skip
     want = merge(base, members, name, weights=WEIGHTS).tensors
-    arcs = 0
+    limits, arcs = arc_round_off(SETTINGS[name], base, members, UNIT64), 0
     for n, x in base.items():
-        ends = [m[n] - (x if name == "slerp-updates" else 0) for m in members]
         got = merge_tensor(name, x, [m[n] for m in members], WEIGHTS, DENSITY)
-        cosine = float(np.vdot(ends[0], ends[1]) / (np.linalg.norm(ends[0]) * np.linalg.norm(ends[1]) or 1))
-        sine = max((1 - min(1.0, cosine**2)) ** 0.5, 0.03)
-        arcs += abs(cosine) < 0.9995
-        limit = UNIT64 * (4 * x.size / sine**2 * (np.abs(ends[0]) + np.abs(ends[1])) + 4 * np.abs(x))
-        assert np.all(np.abs(got - want[n]) <= limit), f"{name}, tensor {n}: {np.max(np.abs(got - want[n]) / limit)}"
+        arcs += abs(cosine(*(m[n] - (x if name == "slerp-updates" else 0) for m in members))) < 0.9995
+        assert np.all(np.abs(got - want[n]) <= limits[n]), f"{name}, tensor {n}: {np.max(np.abs(got - want[n]))}"
     assert arcs, "no tensor was on an arc"
 
 
-@pytest.mark.parametrize("name", ["linear-average", "linear-sum", "task-arithmetic"])
-def test_mergekits_own_call_on_directories_gives_the_same_model(name, zoo, tmp_path):
-    base, members = zoo
-    merge_directories(name, zoo_path("base"), [zoo_path("add"), zoo_path("reverse")], tmp_path / "out",
-                      WEIGHTS, DENSITY, "float32")  # fmt: skip
+@pytest.fixture(scope="module")
+def directories(updates, tmp_path_factory):
+    """`updates` as checkpoint directories in float32: the base of zeros first."""
+    (base, members), config = updates, load_checkpoint(zoo_path("base")).config
+    folder = tmp_path_factory.mktemp("members")
+    for name, tensors in zip(("base", "0", "1"), (base, *members), strict=True):
+        save_checkpoint(folder / name, config, tensors, "float32")
+    return folder / "base", [folder / "0", folder / "1"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mergekits_own_call_on_directories_gives_the_same_model(name, updates, directories, monkeypatch, tmp_path):
+    """From directories to a directory; where entries are dropped at random, both drop the same ones."""
+    base, members = updates
+    rng = np.random.default_rng(0)
+    dropped = {m[n].tobytes(): rng.random(w.size) < DENSITY for n, w in base.items() for m in members}
+    rescaled = sparsify.rescaled_masked_tensor
+
+    def same(tensor, mask, norm):
+        if name.startswith("dare"):
+            mask = torch.from_numpy(dropped[tensor.numpy().tobytes()].reshape(mask.shape)).to(mask.dtype)
+        return rescaled(tensor, mask, norm)
+
+    monkeypatch.setattr(sparsify, "rescaled_masked_tensor", same)
+    theirs, paths = directories
+    merge_directories(name, theirs, paths, tmp_path / "out", WEIGHTS, DENSITY, "float32")
     got = load_checkpoint(tmp_path / "out", np.float32).tensors
-    want = merge(base, members, name, weights=WEIGHTS).tensors
+    setting = tuned(name)
+    want = merge(base, members, setting, weights=WEIGHTS, rng=np.random.default_rng(0)).tensors
     assert got.keys() == want.keys()
-    assert not disagreeing(got, want, round_off(SETTINGS[name], base, members, UNIT32))
+    bound = arc_round_off if "slerp" in name else round_off
+    limits = bound(setting, base, members, UNIT32)
+    assert not disagreeing(got, want, limits)
+    fault = "slerp-updates" if name in ("linear-average", "linear-sum", "task-arithmetic") else "task-arithmetic"
+    assert disagreeing(merge(base, members, fault, weights=WEIGHTS).tensors, want, limits) > 100, fault
 
 
 @pytest.mark.parametrize("name", PEFT)

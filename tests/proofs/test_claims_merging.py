@@ -83,17 +83,22 @@ def test_tiess_factors_add_up_to_one_where_something_is_kept():
 
 
 def test_dares_observed_moments_are_the_expected_ones():
-    """200,000 independent entries: five standard errors of mean and variance."""
+    """n independent entries: five standard errors of the mean, and of the variance.
+
+    An entry is 0 with probability p, else v: its variance errs by (p (1−p) (1−2p)² v⁴ / n)^½ (delta method).
+    """
     base = {"w": np.zeros((400, 500))}
     members = [{"w": np.ones((400, 500))}] * 2
     for rescale in ("density", "nothing"):
         setting = SETTINGS["dare"].tuned(density=0.25, scale=2.0, rescale=rescale)
         want = expected_scales(setting, 2, [1, 0.5])
         got = observed_scales(base, members, setting, weights=[1, 0.5], rng=np.random.default_rng(0))
+        n, p = 200_000, 0.75
         for w, g in zip(want, got, strict=True):
-            error = 5 * (w.variance / 200_000) ** 0.5
-            assert abs(g.mean - w.mean) < error and abs(g.dropped - 0.75) < 5 * (0.1875 / 200_000) ** 0.5
-            assert abs(g.variance / w.variance - 1) < 0.05
+            v = w.mean / (1 - p)
+            assert abs(g.mean - w.mean) < 5 * (w.variance / n) ** 0.5
+            assert abs(g.dropped - p) < 5 * (p * (1 - p) / n) ** 0.5
+            assert abs(g.variance - w.variance) < 5 * abs(1 - 2 * p) * (p * (1 - p) / n) ** 0.5 * v * v
 
 
 def test_variants_names_are_settings():

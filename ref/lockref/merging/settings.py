@@ -169,7 +169,8 @@ _ALL = (
     Setting("tsv", Tsv(), f"{TSV}; the authors' code",
             "equal directions share one polar factor; the authors' code leaves them to LAPACK"),
     Setting("cart", Cart(rank=0.08, scale=1.0), f"{CART}; the authors' code",
-            "k = max(1, ⌊rank · min(m,n)⌋); of two members, their mean"),
+            "k = max(1, ⌊rank · min(m,n)⌋) of every matrix, in the authors' code of attention and MLP only; "
+            "of two members, their mean"),
     Setting("cart-core", Cart(rank=0.04, scale=0.1, rounding="up"), f"{CORE}; its authors' code",
             "k = ⌈rank · min(m,n)⌉", space="core"),
     Setting("knots-ties", Entries(_KTH, _AUTHORS, "members left"), f"{KNOTS}; the authors' code",
