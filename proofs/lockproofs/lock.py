@@ -229,10 +229,10 @@ def _lock(source: Path, target: Path, wish: Wish, chosen: Engine, say: Say) -> d
         seed=wish.seed, versions=chosen.versions(), figures=figures,
     )  # fmt: skip
     _require_within(wish.budget, gap, work)
-    write_locked(target, config, now, manifest, dtype)
+    said = write_locked(target, config, now, manifest, dtype)
     shutil.rmtree(work)
     say(f"peak memory {peak_memory() / 2**20:,.0f} MiB")
-    return to_json(manifest)
+    return to_json(said)
 
 
 def read_source(source: Path) -> tuple[Checkpoint, dict[str, Mapping[str, Any]]]:

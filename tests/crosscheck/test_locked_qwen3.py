@@ -1,14 +1,14 @@
 """The locks on the official Qwen3: the NumPy functions, directories that load whole or not at all."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from transformers.models.qwen3 import modeling_qwen3 as official
 
 from lockcross import eager, float64
@@ -18,10 +18,11 @@ from lockref.autodiff import value_and_grad
 from lockref.locks import attention, taylor_model
 from lockref.locks.bases import BASES
 from lockref.locks.dlr import assembled, locked_block
-from lockref.locks.manifest import Manifest
+from lockref.locks.manifest import Manifest, write_locked
 from lockref.models import dlrnet, qwen3
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.tensor_file import CheckpointError, FileRecord
+from lockref.models.zoo import LOCKED_ZOO, zoo_path
 
 NETS = {
     f"{norm}, {activation}, {placement}": DLRConfig(24, 4, 3, norm, activation, placement)
@@ -170,7 +171,7 @@ def test_a_locked_directory_comes_back_to_the_bit(tmp_path, tiny_qwen3):
             path = tmp_path / f"{tied}{i}"
             locked.save_locked(path, model, config, said)
             again, sizes, read = locked.load_locked(path, dtype=torch.float64)
-            assert (sizes, read) == (config, said)
+            assert (sizes, replace(read, released=())) == (config, said)
             assert {n: p.shape for n, p in again.named_parameters()} == {
                 n: p.shape for n, p in model.named_parameters()
             }
@@ -244,10 +245,32 @@ def test_missing_weights_and_a_target_that_exists_are_refused(locked_path, tiny_
         locked.load_locked(locked_path)
 
 
-def test_the_stock_loader_would_draw_the_mlps_anew_and_its_report_says_so(locked_path):
-    """Why a locked directory needs a loader of its own: the stock one warns and goes on."""
+def test_the_stock_loaders_refuse_where_mlps_were_replaced(locked_path):
+    """Under a stock config.json, as the first locks had, the stock loader draws the MLPs anew, warns and goes on."""
+    with pytest.raises(ValueError, match="lockref_qwen3"):
+        AutoModelForCausalLM.from_pretrained(locked_path, local_files_only=True)
+    with pytest.raises(KeyError, match="lockref"):
+        Qwen3ForCausalLM.from_pretrained(locked_path, local_files_only=True)
+    _, config, said = locked.load_locked(locked_path)
+    (locked_path / "config.json").write_text(json.dumps(config.to_hub("bfloat16")))
     _, report = Qwen3ForCausalLM.from_pretrained(locked_path, output_loading_info=True, local_files_only=True)
     assert {n.split(".", 3)[3] for n in report["missing_keys"]} == {
         f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
     }
     assert any(n.endswith("blocks.0.a") for n in report["unexpected_keys"])
+    assert locked.load_locked(locked_path)[1:] == (config, said)
+
+
+@pytest.mark.parametrize("name", LOCKED_ZOO)
+def test_the_stock_loader_refuses_the_locked_zoo(name):
+    with pytest.raises(ValueError, match="lockref_qwen3"):
+        AutoModelForCausalLM.from_pretrained(zoo_path(name), local_files_only=True)
+
+
+def test_the_stock_loader_takes_what_only_had_planes_flipped(tmp_path, tiny_qwen3):
+    config, weights = tiny_qwen3()
+    write_locked(tmp_path / "flipped", config, projected(config, weights), manifest(attention={"planes": 3}))
+    _, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "flipped", output_loading_info=True, local_files_only=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]

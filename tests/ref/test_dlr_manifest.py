@@ -1,6 +1,8 @@
 """lock.json: what is written is read again; whatever it may not say is refused in one line; nothing is half written."""
 
+import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ manifests = st.builds(
     seed=st.integers(0, 2**32),
     versions=st.dictionaries(texts, texts, max_size=2),
     figures=objects,
+    released=st.lists(st.builds(FileRecord, texts, hashes, st.integers(0, 2**40)), max_size=2).map(tuple),
 )
 GOOD = Manifest({"dlr": {"net": {"depth": 3}}}, (FileRecord("a", "0" * 64, 7),), "make it", 0, {"numpy": "2"})
 
@@ -50,7 +53,12 @@ def test_what_is_written_is_read_again(tmp_path_factory, manifest):
 def test_a_locked_directory_holds_three_files(locked):
     path, *_ = locked
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "lock.json", "model.safetensors"]
-    assert read_manifest(path) == GOOD
+    said = read_manifest(path)
+    assert replace(said, released=()) == GOOD
+    for file in said.released:
+        content = (path / file.name).read_bytes()
+        assert (file.sha256, file.bytes) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert [file.name for file in said.released] == ["config.json", "model.safetensors"]
     assert json.loads((path / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
@@ -65,6 +73,8 @@ def test_a_locked_directory_holds_three_files(locked):
         ({"parts": ["dlr"]}, "parts is"),
         ({"source": {}}, "source is {}; it must be files"),
         ({"source": [{"name": "a"}]}, "source is"),
+        ({"released": [{"name": "a"}]}, "released is"),
+        ({"released": None}, "released is"),
         ({"source": [{"name": "a", "sha256": "f" * 63, "bytes": 1}]}, "source is"),
         ({"source": [{"name": "a", "sha256": "f" * 64, "bytes": -1}]}, "source is"),
         ({"source": [{"name": "a", "sha256": "f" * 64, "bytes": True}]}, "source is"),

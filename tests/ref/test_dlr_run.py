@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lockref.locks import distillation, dlr_run
+from lockref.locks import distillation, dlr_run, full
 from lockref.locks.dlr import locked_block
 from lockref.locks.manifest import read_manifest
 from lockref.models import qwen3
@@ -33,7 +33,7 @@ def run(source, target, *options):
 
 def test_it_locks_and_what_it_wrote_loads(source, tmp_path, capsys):
     assert run(source, tmp_path / "locked") == 0
-    locked = dlr_run.load(tmp_path / "locked")
+    locked = full.load(tmp_path / "locked")
     assert locked.net.depth == 3 and locked.net.rank * 3 <= 60
     test = np.random.default_rng(1).integers(0, 61, (2, 7))
     assert np.isfinite(float(qwen3.loss(locked.tensors, test, locked.config, locked_block(locked.net))))
@@ -90,23 +90,23 @@ def test_what_does_not_fit_its_manifest_is_refused(source, tmp_path, capsys):
     said = json.loads(file.read_text())
     net = said["parts"]["dlr"]["net"]
     for parts, words in (
-        ({"dlr": {"net": net | {"depth": 2}}}, "the tensors are not those that"),
+        ({"dlr": {"net": net | {"depth": 2}}}, "4 unexpected, first .*blocks.2.a"),
         ({"dlr": {"net": net | {"depth": 0}}}, "depth is 0"),
-        ({"dlr": {"net": {"depth": 2}}}, "missing"),
-        ({"dlr": {"net": 3}}, "mapping"),
-        ({"dlr": {}, "taylor": {}}, "parts dlr, taylor; want dlr alone"),
+        ({"dlr": {"net": {"depth": 2}}}, "settings are missing"),
+        ({"dlr": {"net": 3}}, "settings are missing or unknown"),
+        ({"attention": {"family": "topk-planes", "planes": 2}}, "unexpected, first .*blocks.0.a"),
     ):
         file.write_text(json.dumps(said | {"parts": parts}))
         with pytest.raises(CheckpointError, match=words):
-            dlr_run.load(tmp_path / "locked")
-    with pytest.raises(CheckpointError, match=r"config\.json: missing"):
-        dlr_run.load(tmp_path / "nowhere")
+            full.load(tmp_path / "locked")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        full.load(tmp_path / "nowhere")
 
 
 def test_weights_are_rounded_to_the_type_that_is_written(source, tmp_path, capsys):
     run(source, tmp_path / "half")
     run(source, tmp_path / "single", "--dtype", "float32")
-    half, single = (dlr_run.load(tmp_path / name, np.float32).tensors for name in ("half", "single"))
+    half, single = (full.load(tmp_path / name, np.float32).tensors for name in ("half", "single"))
     assert all(np.array_equal(dlr_run.rounded(w, "bfloat16"), half[name]) for name, w in single.items())
     assert not all(np.array_equal(w, half[name]) for name, w in single.items())
     assert run(source, tmp_path / "odd", "--dtype", "int8") == 3 and "cannot save as 'int8'" in capsys.readouterr().err

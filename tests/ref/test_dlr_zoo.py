@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 
-from lockref.locks import dlr_run, dlr_zoo
+from lockref.locks import dlr_run, dlr_zoo, full
 from lockref.locks.distillation import captured, relative_error, swiglu_student
 from lockref.locks.dlr import PREFIX, locked_block
 from lockref.locks.manifest import read_manifest
@@ -48,14 +48,14 @@ def test_manifest_and_files_agree(name, base):
         assert float(told[told.index(option) + 1]) == float(value)
     content = (zoo_path(name) / WEIGHTS).read_bytes()
     assert len(content) < 2_000_000 and hashlib.sha256(content).hexdigest() in (FOLDER / dlr_zoo.CARD).read_text()
-    net = dlr_run.load(zoo_path(name)).net
+    net = full.load(zoo_path(name)).net
     sizes = base.config.hidden_size, base.config.intermediate_size
     assert net.rank == dlrnet.parity(*sizes, net.depth, net.norm).rank
 
 
 @pytest.mark.parametrize("name", LOCKED_ZOO)
 def test_what_is_not_an_mlp_is_the_base(name, base):
-    locked = dlr_run.load(zoo_path(name), np.float32)
+    locked = full.load(zoo_path(name), np.float32)
     others = [n for n in base.tensors if f".{PREFIX}" not in n]
     assert others and all(np.array_equal(locked.tensors[n], base.tensors[n]) for n in others)
 
@@ -63,7 +63,7 @@ def test_what_is_not_an_mlp_is_the_base(name, base):
 @pytest.mark.parametrize("name", LOCKED_ZOO)
 def test_the_loss_gap_is_seen_on_other_windows(name, base):
     """32 fresh windows: the mean of the paired differences within five standard errors of the manifest's gap."""
-    locked, said = dlr_run.load(zoo_path(name), np.float32), read_manifest(zoo_path(name)).figures
+    locked, said = full.load(zoo_path(name), np.float32), read_manifest(zoo_path(name)).figures
     rows = held_out_windows(32, 96, seed=5)
     block = locked_block(locked.net)
     apart = [
@@ -78,7 +78,7 @@ def test_the_loss_gap_is_seen_on_other_windows(name, base):
 @pytest.mark.parametrize("name", LOCKED_ZOO)
 def test_phase_two_moved_the_modules_no_further_than_doing_nothing(name, base):
     """After healing a module still is its MLP's likeness on fresh activations: an error below that of no MLP, 1."""
-    locked = dlr_run.load(zoo_path(name), np.float32)
+    locked = full.load(zoo_path(name), np.float32)
     tokens = dlr_run.data(8, 64, np.random.default_rng(7), True)
     kind = dlr_run.dlr_student(locked.net)
     for i, (x, y) in enumerate(captured(base.tensors, tokens, base.config, teacher=swiglu_student(base.config))):

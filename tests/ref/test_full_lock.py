@@ -90,9 +90,27 @@ def test_what_is_written_is_read_back(written, composition):
 
 
 @pytest.mark.parametrize(
+    ("composition", "kind", "seen"),
+    [
+        (Composition(2, NET), "lockref_qwen3", Composition(net=DLRConfig(24, 5, 3, "rms_gain"))),
+        (Composition(0, DLRConfig(24, 4, 2, "none")), "lockref_qwen3", Composition(net=DLRConfig(24, 4, 2))),
+        (Composition(0, series=Series(4, "hermite")), "lockref_qwen3", Composition(series=Series(4))),
+        (Composition(5), "qwen3", Composition()),
+    ],
+)
+def test_tensors_tell_what_stands_for_the_mlps_and_config_who_may_load_them(written, composition, kind, seen):
+    path, tensors = written(composition)
+    assert json.loads((path / "config.json").read_text())["model_type"] == kind
+    assert full.carried(path) == seen
+    assert full.load_as(path, seen).tensors.keys() == tensors.keys()
+    with pytest.raises(CheckpointError, match=r"unexpected|missing|fewer|wrong shape"):
+        full.load_as(path, Composition(net=DLRConfig(24, 7, 2)))
+
+
+@pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"dlr": {"net": {"width": 24, "rank": 5, "depth": 2}}}, "blocks.*: got .* want nothing"),
+        ({"dlr": {"net": {"width": 24, "rank": 5, "depth": 2}}}, "10 unexpected, first .*blocks.0.gain"),
         ({"dlr": {"net": {"width": 24, "rank": 5, "depth": 10**15}}}, "are fewer than"),
         ({"dlr": {"net": {"width": 24, "depth": 3}}}, "lock.json: dlr or taylor: settings are missing"),
         ({"dlr": {"net": {"width": 24, "rank": 5, "depth": 3, "norm": "batch"}}}, "lock.json.*'batch' is unknown"),
@@ -113,7 +131,7 @@ def test_a_manifest_that_does_not_fit_is_refused(written, changed, words):
 def test_missing_files_are_named(written, tmp_path):
     path, _ = written(Composition(2, NET))
     (path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: No such file"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file"):
         full.load(path)
     (path / "lock.json").unlink()
     with pytest.raises(CheckpointError, match="directory of a locked model"):

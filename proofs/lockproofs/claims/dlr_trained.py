@@ -12,7 +12,7 @@ from lockproofs.rounding import UNIT64, rounding_error
 from lockref.attacks.fixed_point import lipschitz_bound
 from lockref.attacks.inversion import Cell, blocks, inverted
 from lockref.autodiff import saved, vjp
-from lockref.locks import dlr_run
+from lockref.locks import full
 from lockref.locks.distillation import captured, dlr_student
 from lockref.locks.dlr import PREFIX
 from lockref.models.dlrnet import DLRConfig
@@ -44,7 +44,7 @@ def examine(name: str, ways: tuple[Way, Way], rng: np.random.Generator) -> Train
 
     `ways` are default reverse mode and the replayed inversion, as `dlr_inversion` computes them.
     """
-    model = dlr_run.load(zoo_path(name), np.float64)
+    model = full.load(zoo_path(name), np.float64)
     net = model.net
     tokens = held_out_windows(1, TOKENS - 1, seed=3)
     stored, gap, expansive = 0.0, 0.0, []

@@ -22,7 +22,7 @@ from lockproofs.claim import (
 )
 from lockproofs.claims.dlr_common import FORMULA, PAPER
 from lockproofs.experiments.store import Result, stored
-from lockref.locks import dlr_run
+from lockref.locks import full
 from lockref.locks.dlr import PREFIX, locked_block
 from lockref.locks.manifest import read_manifest
 from lockref.models import dlrnet
@@ -51,13 +51,13 @@ def live_losses(name: str | None) -> tuple[float, ...]:
     rows = held_out_windows(WINDOWS, LENGTH, seed=11)
     if name is None:
         return tuple(text_loss(base.tensors, row[None], base.config) for row in rows)
-    locked = dlr_run.load(zoo_path(name), np.float32)
+    locked = full.load(zoo_path(name), np.float32)
     return tuple(text_loss(locked.tensors, row[None], locked.config, locked_block(locked.net)) for row in rows)
 
 
 def broken_gap() -> float:
     """Relative loss gap of a planted bad lock: the same model with every DLR-Net's last factor set to zero."""
-    locked = dlr_run.load(zoo_path(MODEL), np.float32)
+    locked = full.load(zoo_path(MODEL), np.float32)
     tensors = {n: w * 0 if f".{PREFIX}" in n and n.endswith(".b") else w for n, w in locked.tensors.items()}
     rows = held_out_windows(WINDOWS, LENGTH, seed=11)
     base = float(np.mean(live_losses(None)))

@@ -10,7 +10,7 @@ import numpy as np
 from lockproofs.experiments.store import Cell, Experiment
 from lockref.attacks.finetune import Model, finetune, step_cost
 from lockref.autodiff import keep_pages
-from lockref.locks import dlr_run
+from lockref.locks import full
 from lockref.locks.dlr import locked_block
 from lockref.locks.dlr_training import Recipe
 from lockref.models import skills
@@ -45,7 +45,7 @@ RUNS: Final = (  # model, what trains, its rates, seeds; fresh seeds at the best
 def model(name: str) -> Model:
     """The zoo's base, float32, as it is ("original"), with tensors out of scale ("planted"), or a locked form."""
     if name.startswith("dlr"):
-        locked = dlr_run.load(_folder(name), np.float32)
+        locked = full.load(_folder(name), np.float32)
         return Model(locked.tensors, locked.config, locked_block(locked.net))
     base = load_checkpoint(_folder(name), np.float32)
     if name == "original":

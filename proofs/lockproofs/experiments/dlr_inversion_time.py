@@ -16,7 +16,7 @@ from lockproofs.timing import Run, take_turns
 from lockref.attacks.frontier import MLPWay
 from lockref.autodiff import value_and_grad, vjp
 from lockref.autodiff.pages import keep_pages
-from lockref.locks import dlr_run
+from lockref.locks import full
 from lockref.locks.dlr import locked_block
 from lockref.models import dlrnet, qwen3
 from lockref.models.dlrnet import DLRConfig
@@ -40,7 +40,7 @@ def net_step(cell: Cell, way: MLPWay) -> Run:
 
 def model_step(cell: Cell, way: MLPWay) -> Run:
     """Loss and gradients of all weights of a trained locked model of the zoo, on held-out text."""
-    model = dlr_run.load(zoo_path(cell["model"]), cell["dtype"])
+    model = full.load(zoo_path(cell["model"]), cell["dtype"])
     tokens: Any = held_out_windows(SEQUENCES, LENGTH, seed=SEED)
     block = locked_block(model.net, network(model.net, way))
     return partial(value_and_grad(lambda p: qwen3.loss(p, tokens, model.config, block)), model.tensors)

@@ -9,8 +9,9 @@ from lockproofs.experiments.store import Cell, Experiment
 from lockref.attacks.redistill import cost, redistill
 from lockref.autodiff.pages import keep_pages
 from lockref.locks.distillation import Phases, captured, distill_module, dlr_student, swiglu_student
-from lockref.locks.dlr_run import Locked, data, load
+from lockref.locks.dlr_run import data
 from lockref.locks.dlr_training import Recipe
+from lockref.locks.full import Locked, load
 from lockref.locks.manifest import read_manifest
 from lockref.models.checkpoint_io import load_checkpoint
 from lockref.models.evaluation import evaluate

@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,14 @@ from numpy.typing import NDArray
 
 from lockref.autodiff.pages import keep_pages
 from lockref.locks.distillation import Phases, distill, dlr_student, swiglu_student
-from lockref.locks.dlr import assembled, locked_block
+from lockref.locks.dlr import locked_block
 from lockref.locks.dlr_training import Recipe
-from lockref.locks.manifest import LOCK, Manifest, read_manifest, write_locked
-from lockref.models import dlrnet, qwen3, skills
-from lockref.models.checkpoint_io import CONFIG, WEIGHTS, load_checkpoint, load_config, tensor_code
+from lockref.locks.manifest import Manifest, write_locked
+from lockref.models import dlrnet, skills
+from lockref.models.checkpoint_io import CheckpointError, load_checkpoint, tensor_code
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.evaluation import TEXT, evaluate
 from lockref.models.qwen3_config import Qwen3Config
-from lockref.models.tensor_file import CheckpointError, read_header, read_tensors
-
-
-@dataclass(frozen=True)
-class Locked:
-    """A locked model as stored: the host's sizes, the networks' shape, tensors by name."""
-
-    config: Qwen3Config
-    net: DLRConfig
-    tensors: dict[str, NDArray[Any]]
 
 
 def data(rows: int, length: int, rng: np.random.Generator, held_out: bool) -> NDArray[np.int64]:
@@ -45,27 +35,6 @@ def data(rows: int, length: int, rng: np.random.Generator, held_out: bool) -> ND
     parts = [skills.pack_lines(name, rng, few, length, held_out) for name in skills.SKILLS]
     parts.append(skills.text_rows(skills.stdlib_bytes(held_out), rng, max(1, rows - 2 * few), length))
     return rng.permutation(np.concatenate(parts).astype(np.int64))
-
-
-def load(path: Path, dtype: Any = np.float64) -> Locked:
-    """A locked model as this command writes it. Raises CheckpointError where files, manifest and tensors disagree."""
-    config, parts = load_config(path), read_manifest(path).parts
-    try:
-        if parts.keys() != {"dlr"}:
-            raise ValueError(f"parts {', '.join(parts)}; want dlr alone")
-        net = DLRConfig(**parts["dlr"].get("net", {}))
-        entries = read_header(path / WEIGHTS)
-    except OSError as error:
-        raise CheckpointError(f"{path / WEIGHTS}: {error.strerror}; write the lock again") from None
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / LOCK}: {error}") from None
-    nets = {i: dlrnet.expected_tensors(net) for i in range(config.num_hidden_layers)}
-    want = assembled(qwen3.expected_tensors(config), nets)
-    if {name: entry.shape for name, entry in entries.items()} != want:
-        raise CheckpointError(f"{path}: the tensors are not those that {CONFIG} and {LOCK} describe; write it again")
-    tensors = {name: np.empty(shape, dtype) for name, shape in want.items()}
-    read_tensors(path / WEIGHTS, entries, tensors)
-    return Locked(config, net, tensors)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

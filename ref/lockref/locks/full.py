@@ -20,14 +20,21 @@ from numpy.typing import NDArray
 from lockref.locks import taylor_model
 from lockref.locks.attention import TOPK_PLANES, project, projections
 from lockref.locks.bases import BASES
-from lockref.locks.dlr import assembled, locked_block
+from lockref.locks.dlr import PREFIX, assembled, locked_block
 from lockref.locks.manifest import LOCK, Manifest, read_manifest
 from lockref.models import dlrnet, qwen3
-from lockref.models.checkpoint_io import CONFIG, WEIGHTS, load_config
+from lockref.models.checkpoint_io import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_config,
+    load_shapes,
+    require_directory,
+)
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.qwen3_config import Qwen3Config
-from lockref.models.tensor_file import CheckpointError, read_header, read_tensors
 
+LAYER = "model.layers.0."
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -130,37 +137,60 @@ def expand(tensors: Tensors, config: Qwen3Config, series: Series, tokens: Any) -
 
 
 @dataclass(frozen=True)
-class Locked:
-    """A locked model as stored: the host's sizes, the lock's parts, tensors by name, and the manifest."""
+class Composed(Checkpoint):
+    """A checkpoint, and what its tensors are composed of."""
 
-    config: Qwen3Config
     composition: Composition
-    tensors: dict[str, NDArray[Any]]
+
+    @property
+    def net(self) -> DLRConfig:
+        """The shape of its DLR-Nets; CheckpointError where it has none."""
+        if self.composition.net is None:
+            raise CheckpointError(f"{self.path}: no DLR-Nets in it ({LOCK}); give a directory that has them")
+        return self.composition.net
+
+
+@dataclass(frozen=True)
+class Locked(Composed):
+    """A locked model as stored, with its manifest."""
+
     manifest: Manifest
 
 
 def load(path: Path, dtype: Any = np.float64) -> Locked:
     """A locked directory, every tensor accounted for; CheckpointError where files, manifest and tensors disagree."""
-    config, manifest = load_config(path), read_manifest(path)
+    require_directory(path)
+    manifest = read_manifest(path)
     try:
         composition = Composition.from_parts(manifest.parts)
-        entries = read_header(path / WEIGHTS)
-    except OSError as error:
-        raise CheckpointError(f"{path / WEIGHTS}: {error.strerror}; write the lock again") from None
     except ValueError as error:
-        said = error if isinstance(error, CheckpointError) else f"{path / LOCK}: {error}"
-        raise CheckpointError(str(said)) from None
-    if config.num_hidden_layers * (composition.net.depth if composition.net else 1) > len(
-        entries
-    ):  # before listing them
-        raise CheckpointError(f"{path}: {len(entries)} tensors are fewer than {CONFIG} and {LOCK} want; write it again")
-    want, got = composition.expected_tensors(config), {name: entry.shape for name, entry in entries.items()}
-    for name in {**want, **got}:
-        if want.get(name) != got.get(name):
-            raise CheckpointError(
-                f"{path}: tensor {name}: got {got.get(name, 'nothing')}, {CONFIG} and {LOCK} want "
-                f"{want.get(name, 'nothing')}; write the lock again"
-            )
-    tensors = {name: np.empty(shape, dtype) for name, shape in want.items()}
-    read_tensors(path / WEIGHTS, entries, tensors)
-    return Locked(config, composition, tensors, manifest)
+        raise CheckpointError(f"{path / LOCK}: {error}") from None
+    return Locked(**vars(load_as(path, composition, dtype)), manifest=manifest)
+
+
+def load_as(path: Path, composition: Composition, dtype: Any = np.float64) -> Composed:
+    """A directory whose tensors must be those of this composition, whatever it says of itself."""
+    require_directory(path)
+    config, depth = load_config(path), composition.net.depth if composition.net else 1
+    if config.num_hidden_layers * depth > (count := len(load_shapes(path))):  # before listing an absurd number
+        raise CheckpointError(f"{path}: {count} tensors are fewer than its description wants; write the lock again")
+    return Composed(**vars(load_checkpoint(path, dtype, composition.expected_tensors)), composition=composition)
+
+
+def carried(path: Path) -> Composition:
+    """What stands in place of the MLPs, by the names and shapes of the first layer's tensors; planes leave no trace.
+
+    The norm of a DLR-Net shows only where it has gains; its activation and placement, and the basis of a polynomial,
+    not at all: they are the defaults. Raises CheckpointError for a directory that cannot be read.
+    """
+    require_directory(path)
+    config, shapes = load_config(path), load_shapes(path)
+    first = {n.removeprefix(LAYER): s for n, s in shapes.items() if n.startswith(LAYER)}
+    match first.get(f"{PREFIX}blocks.0.a"), first.get(f"{taylor_model.SERIES}arrays"):
+        case (int(rank), _), _ if rank > 0:
+            depth = sum(n.startswith(f"{PREFIX}blocks.") and n.endswith(".a") for n in first)
+            norm = "rms_gain" if f"{PREFIX}blocks.0.gain" in first else "rms"
+            return Composition(net=DLRConfig(config.hidden_size, rank, depth, norm))
+        case _, (int(terms), _, _) if terms > 0:
+            return Composition(series=Series(terms - 1))
+    return Composition()

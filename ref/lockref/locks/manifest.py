@@ -1,23 +1,25 @@
 """lock.json: what was done to a locked checkpoint, beside its config.json and model.safetensors."""
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from lockref.models.checkpoint_io import CONFIG, WEIGHTS, new_directory, tensor_code
-from lockref.models.qwen3_config import Qwen3Config
+from lockref.models.qwen3_config import LOCKED, STOCK, Qwen3Config
 from lockref.models.tensor_file import MAX_JSON, CheckpointError, FileRecord, parse_object, short, write_tensors
 
 LOCK: Final = "lock.json"
 FORMAT: Final = "lockref-lock"
 VERSION: Final = 1
 PARTS: Final = ("dlr", "attention", "taylor", "trap2")
+REPLACING: Final = frozenset({"dlr", "taylor"})  # parts that stand in place of the MLPs
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Manifest:
     """What lock.json says; ValueError names the first thing that it cannot say.
 
     `parts` holds, for each lock that was applied, its settings; `source` the files it started from; `figures` what
-    was measured; `command` and `seed` make the same again with `versions`.
+    was measured; `command` and `seed` make the same again with `versions`; `released` are the files beside lock.json.
     """
 
     parts: Mapping[str, Mapping[str, Any]]
@@ -34,11 +36,13 @@ class Manifest:
     seed: int
     versions: Mapping[str, str]
     figures: Mapping[str, Any] = field(default_factory=dict)
+    released: tuple[FileRecord, ...] = ()
 
     def __post_init__(self) -> None:
         for key, good, want in (
             ("parts", _is_parts(self.parts), f"an object for one or more of {', '.join(PARTS)}"),
             ("source", all(_is_record(file) for file in self.source), "files, each with name, sha256 and bytes"),
+            ("released", all(_is_record(file) for file in self.released), "files, each with name, sha256 and bytes"),
             ("command", type(self.command) is str and self.command.isprintable(), "a command of one line"),
             ("seed", type(self.seed) is int and self.seed >= 0, "an integer of at least 0"),
             ("versions", _is_texts(self.versions), "an object of texts"),
@@ -52,16 +56,32 @@ class Manifest:
 
 def write_locked(
     path: Path, config: Qwen3Config, tensors: Mapping[str, NDArray[Any]], manifest: Manifest, dtype: str = "bfloat16"
-) -> None:
+) -> Manifest:
     """Writes config.json, model.safetensors (in `dtype`) and lock.json as one new directory, complete or not at all.
 
-    Raises CheckpointError where `path` holds something, `dtype` is unknown, or a tensor is not finite in it.
+    Returns what lock.json says: the manifest, and the files released with it. Where MLPs were replaced, config.json
+    is of a kind that stock classes refuse. Raises CheckpointError where `path` holds something, `dtype` is unknown,
+    or a tensor is not finite in it.
     """
-    code = tensor_code(path, dtype)
+    code, kind = tensor_code(path, dtype), LOCKED if REPLACING & manifest.parts.keys() else STOCK
     with new_directory(path) as temporary:
-        for name, said in ((CONFIG, config.to_hub(dtype)), (LOCK, to_json(manifest))):
-            (temporary / name).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(temporary / CONFIG, config.to_hub(dtype, kind))
         write_tensors(temporary / WEIGHTS, tensors, code)
+        said = replace(manifest, released=tuple(hashed(temporary / name) for name in (CONFIG, WEIGHTS)))
+        write_json(temporary / LOCK, to_json(said))
+    return said
+
+
+def write_json(file: Path, said: Mapping[str, Any]) -> None:
+    """Writes an object as the JSON files of a locked directory hold it."""
+    file.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def hashed(file: Path) -> FileRecord:
+    """Name, SHA-256 and size of a file; OSError where it cannot be read."""
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return FileRecord(file.name, digest.hexdigest(), stream.tell())
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -71,7 +91,11 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a locked directory. Raises CheckpointError, in one line, for whatever it may not say."""
-    file = path / LOCK
+    return read_manifest_file(path / LOCK)
+
+
+def read_manifest_file(file: Path) -> Manifest:
+    """The same from a lock.json that lies elsewhere or is called otherwise."""
     try:
         if file.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{file}: more than {MAX_JSON} bytes; write the lock again")
@@ -91,13 +115,19 @@ def _from_json(said: dict[str, Any]) -> Manifest:
             f"only {FORMAT!r}, version {VERSION}, can be read"
         )
     wanted = {f.name for f in fields(Manifest)}
-    for name in sorted(wanted ^ (said.keys() - {"format", "version"})):
-        raise ValueError(f"the key {short(name)} is {'missing' if name in wanted else 'unknown'}; write the lock again")
-    source = said["source"]
-    if not isinstance(source, list) or not all(isinstance(f, dict) and f.keys() == _RECORD for f in source):
-        raise ValueError(f"source is {short(source)}; it must be files, each with name, sha256 and bytes")
-    given = {name: said[name] for name in wanted if name != "source"}
-    return Manifest(source=tuple(FileRecord(**file) for file in source), **given)
+    needed = wanted - {"released"}  # the first locks did not say it
+    if odd := sorted((needed - said.keys()) | (said.keys() - wanted - {"format", "version"})):
+        raise ValueError(
+            f"the key {short(odd[0])} is {'missing' if odd[0] in wanted else 'unknown'}; write the lock again"
+        )
+    given = {name: said[name] for name in wanted & said.keys()}
+    return Manifest(**given | {name: _records(name, given.get(name, [])) for name in ("source", "released")})
+
+
+def _records(name: str, listed: Any) -> tuple[FileRecord, ...]:
+    if not isinstance(listed, list) or not all(isinstance(f, dict) and f.keys() == _RECORD for f in listed):
+        raise ValueError(f"{name} is {short(listed)}; it must be files, each with name, sha256 and bytes")
+    return tuple(FileRecord(**file) for file in listed)
 
 
 _RECORD = {f.name for f in fields(FileRecord)}

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ __all__ = ["Checkpoint", "CheckpointError", "FileRecord", "load_checkpoint", "sa
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,40 @@ class Checkpoint:
     files: tuple[FileRecord, ...]
 
 
-def load_checkpoint(path: str | Path, dtype: npt.DTypeLike = np.float64) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path,
+    dtype: npt.DTypeLike = np.float64,
+    expected: Callable[[Qwen3Config], Shapes] = expected_tensors,
+) -> Checkpoint:
     """Read a Qwen3 checkpoint directory into float32 or float64 arrays, with little memory besides.
 
-    A tied model's lm_head.weight may be stored or not; stored, it must equal the embedding. Raises
-    CheckpointError for whatever is missing, unexpected, malformed, inconsistent or not finite.
+    `expected` gives the tensors of a model of these sizes, where they are not the stock ones. A tied model's
+    lm_head.weight may be stored or not; stored, it must equal the embedding. Raises CheckpointError for
+    whatever is missing, unexpected, malformed, inconsistent or not finite.
     """
     path, dtype = Path(path), np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise CheckpointError(f"{path}: cannot load as {dtype}; choose float32 or float64")
-    try:
-        return _load(path, dtype)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: {error.strerror}; check path and permissions") from None
+    with _readable(path):
+        return _load(path, dtype, expected)
 
 
 def load_config(path: Path) -> Qwen3Config:
     """The sizes that a directory's config.json describes; CheckpointError as from load_checkpoint."""
-    try:
+    with _readable(path):
         return _read_config(path)[0]
+
+
+def load_shapes(path: Path) -> Shapes:
+    """Names and shapes of the tensors that a directory's files hold; CheckpointError as from load_checkpoint."""
+    with _readable(path):
+        return {name: entry.shape for name, entry in _entries(_tensor_files(path)).items()}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}; check path and permissions") from None
 
@@ -82,18 +98,11 @@ def _read_config(path: Path) -> tuple[Qwen3Config, FileRecord]:
         raise CheckpointError(f"{path / CONFIG}: {error}") from None
 
 
-def _load(path: Path, dtype: np.dtype[Any]) -> Checkpoint:
-    if not path.is_dir():
-        what = "not a directory" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {what}; give a directory with {CONFIG} and .safetensors files")
+def _load(path: Path, dtype: np.dtype[Any], expected: Callable[[Qwen3Config], Shapes]) -> Checkpoint:
+    require_directory(path)
     config, *records = _read_config(path)
     files = _tensor_files(path)
-    entries: dict[str, Entry] = {}
-    for file in files:
-        for name, entry in read_header(file).items():
-            if name in entries:
-                raise CheckpointError(f"{file}: tensor {short(name)} is in {entries[name].file.name} too; keep one")
-            entries[name] = entry
+    entries = _entries(files)
     if (path / INDEX).exists():
         index, record = _read_json(path / INDEX)
         _check_index(path / INDEX, index.get("weight_map"), entries, {file.name for file in files})
@@ -101,13 +110,31 @@ def _load(path: Path, dtype: np.dtype[Any]) -> Checkpoint:
 
     tied = entries.get(HEAD) if config.tie_word_embeddings else None
     shapes = {name: entry.shape for name, entry in entries.items() if entry is not tied}
-    tensors = {name: np.empty(shape, dtype) for name, shape in _account(path, config, shapes).items()}
+    wanted = _account(path, config, shapes, expected)
+    tensors = {name: np.empty(shape, dtype) for name, shape in wanted.items()}
     for file in files:
         records.append(read_tensors(file, {n: e for n, e in entries.items() if e.file == file}, tensors))
     if tied:
         _check_tied(tied, tensors[EMBEDDING])
     dtypes = {name: entry.dtype.name for name, entry in entries.items()}
     return Checkpoint(path, config, tensors, dtypes, tuple(records))
+
+
+def require_directory(path: Path) -> None:
+    """Raises CheckpointError where there is none."""
+    if not path.is_dir():
+        what = "not a directory" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path}: {what}; give a directory with {CONFIG} and .safetensors files")
+
+
+def _entries(files: list[Path]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in read_header(file).items():
+            if name in entries:
+                raise CheckpointError(f"{file}: tensor {short(name)} is in {entries[name].file.name} too; keep one")
+            entries[name] = entry
+    return entries
 
 
 def _read_json(file: Path) -> tuple[dict[str, Any], FileRecord]:
@@ -148,13 +175,18 @@ def _check_index(file: Path, listed: Any, entries: Mapping[str, Entry], shards: 
             )
 
 
-def _account(path: Path, config: Qwen3Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _account(
+    path: Path,
+    config: Qwen3Config,
+    shapes: Mapping[str, tuple[int, ...]],
+    expects: Callable[[Qwen3Config], Shapes] = expected_tensors,
+) -> Shapes:
     """The tensors that the config expects, once it is sure that these are what `shapes` has."""
     if config.num_hidden_layers > len(shapes):  # before listing tensors for an absurd number of layers
         raise CheckpointError(
             f"{path}: {len(shapes)} tensors, but num_hidden_layers is {config.num_hidden_layers}; is a file missing?"
         )
-    expected = expected_tensors(config)
+    expected = expects(config)
     problems = []
     if missing := [name for name in expected if name not in shapes]:
         problems.append(f"{len(missing)} missing, first {missing[0]!r} {expected[missing[0]]}")
@@ -164,7 +196,9 @@ def _account(path: Path, config: Qwen3Config, shapes: Mapping[str, tuple[int, ..
         got, want = short(shapes[wrong[0]]), expected[wrong[0]]
         problems.append(f"{len(wrong)} of wrong shape, first {wrong[0]!r} got {got} want {want}")
     if problems:
-        raise CheckpointError(f"{path}: tensors {'; '.join(problems)}; make {CONFIG} and the tensors agree")
+        raise CheckpointError(
+            f"{path}: tensors {'; '.join(problems)}; make the tensors and the files that describe them agree"
+        )
     return expected
 
 

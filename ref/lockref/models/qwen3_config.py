@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+STOCK, LOCKED = "qwen3", "lockref_qwen3"
+# Who may load it. A model whose MLPs were replaced has names of its own: the stock classes would draw its MLPs anew
+# and only warn. They know neither the type nor, loaded by name, the activation, and so they refuse.
+_NAMES: dict[str, dict[str, Any]] = {
+    STOCK: {"architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"},
+    LOCKED: {"architectures": ["LockrefQwen3ForCausalLM"], "hidden_act": "lockref"},
+}
 # Keys of config.json that change what Qwen3ForCausalLM computes or how it is loaded, with the only value
 # that qwen3.py computes. A key that is absent or null means this value too.
 _FIXED = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "hidden_act": "silu",
     "attention_bias": False,
     "use_sliding_window": False,
     "quantization_config": None,
@@ -56,9 +61,10 @@ class Qwen3Config:
         Raises ValueError, in one line, for a missing size and for every setting under which the official
         model would compute something else than `lockref.models.qwen3` does.
         """
-        if raw.get("model_type") != "qwen3":
-            raise ValueError(f"model_type is {reprlib.repr(raw.get('model_type'))}; only 'qwen3' is supported")
-        for key, only in _FIXED.items():
+        kind = raw.get("model_type")
+        if kind not in (STOCK, LOCKED):
+            raise ValueError(f"model_type is {reprlib.repr(kind)}; only {STOCK!r} is supported, and {LOCKED!r}")
+        for key, only in (_NAMES[kind] | _FIXED).items():
             if raw.get(key) is not None and raw[key] != only:
                 raise ValueError(f"{key} is {reprlib.repr(raw[key])}; only {only!r} is supported")
         layers = raw.get("layer_types")
@@ -74,10 +80,13 @@ class Qwen3Config:
             )
         return config
 
-    def to_hub(self, dtype: str) -> dict[str, Any]:
-        """A config.json that the official class loads; `dtype` names the type of the saved tensors."""
-        fixed = {key: value for key, value in _FIXED.items() if value is not None}
-        return {"model_type": "qwen3", **fixed, **asdict(self), "rope_scaling": None, "torch_dtype": dtype}
+    def to_hub(self, dtype: str, kind: str = STOCK) -> dict[str, Any]:
+        """A config.json; `dtype` names the type of the saved tensors.
+
+        Of kind STOCK, the official classes load it; of kind LOCKED, for replaced MLPs, they refuse to.
+        """
+        fixed = {key: value for key, value in (_NAMES[kind] | _FIXED).items() if value is not None}
+        return {"model_type": kind, **fixed, **asdict(self), "rope_scaling": None, "torch_dtype": dtype}
 
 
 def _problem(value: Any, kind: Any) -> str | None:
