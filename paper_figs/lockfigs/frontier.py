@@ -1,5 +1,7 @@
 """Figure 3: the cost frontier at the sizes of three published models."""
 
+from typing import Any
+
 from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
@@ -10,8 +12,12 @@ MODELS = {"qwen3-0.6b": "0.6B", "qwen3-8b": "8B", "qwen3-32b": "32B"}
 GOALS = {"all": "all weights train", "attention": "attention trains"}
 PLOT = "Cost frontier, "
 DEFAULT = ": default"
-LOOKS = {"unlocked": (style.GREY, "-", "o"), "locked, no norm": (style.BLUE, (0, (5, 1.5)), "s"),
-         "locked, norms": (style.RED, (0, (1, 1.2)), "^")}  # fmt: skip
+MARKS = ("o", "s", "^")
+LOOKS: dict[str, dict[str, Any]] = {
+    "unlocked": dict(style.BEFORE),
+    "locked, no norm": {"color": style.BLUE, "linestyle": "-", "linewidth": 0.9},
+    "locked, norms": {"color": style.RED, "linestyle": (0, (3, 1.2))},
+}
 
 
 def read(sources: Sources) -> list[Row]:
@@ -32,17 +38,19 @@ def draw(rows: list[Row]) -> Canvas:
     for line_of_axes, goal in zip(axes, GOALS.values(), strict=True):
         for ax, size in zip(line_of_axes, MODELS.values(), strict=True):
             for name, line in series(rows, f"{size}, {goal}").items():
-                color, dash, marker = LOOKS[name.removesuffix(DEFAULT)]
+                label = name.removesuffix(DEFAULT)
                 if name.endswith(DEFAULT):
-                    style.draw(ax, line, color=color, marker=marker, linestyle="none", markersize=4)
+                    marker = MARKS[list(LOOKS).index(label)]
+                    mark = {"marker": marker, "linestyle": "none", "markersize": 3.8, "markerfacecolor": "white"}
+                    style.draw(ax, line, color=LOOKS[label]["color"], zorder=4, **mark)
                 else:
-                    style.draw(ax, line, color=color, linestyle=dash, drawstyle="steps-post")
-            ax.set(yscale="log", xlim=(0.9, 3.6), xticks=[1, 2, 3])
+                    style.draw(ax, line, drawstyle="steps-post", **LOOKS[label])
+            ax.set(yscale="log", xlim=(0.8, 3.6), xticks=[1, 2, 3])
             ax.axhline(1, color=style.FAINT, linewidth=0.6, zorder=0)
             style.panel_name(ax, f"Qwen3-{size}" if goal == GOALS["all"] else "")
         line_of_axes[0].set_ylabel(goal)
-    for name, (color, dash, marker) in LOOKS.items():
-        axes[0, 0].plot([], [], color=color, linestyle=dash, marker=marker, label=name)
+    for (name, how), marker in zip(LOOKS.items(), MARKS, strict=True):
+        axes[0, 0].plot([], [], label=name, marker=marker, markerfacecolor="white", **how)
     canvas.supxlabel("operations of a training step, unlocked default = 1", fontsize=7)
     canvas.supylabel("least memory, unlocked default = 1", fontsize=7)
     canvas.legend(loc="outside upper center", ncols=3, columnspacing=1.0)

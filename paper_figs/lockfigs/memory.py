@@ -29,10 +29,10 @@ def draw(rows: list[Row]) -> Canvas:
     ax = canvas.add_subplot()
     for i, (name, line) in enumerate(series(rows, "timeline").items()):
         peak = max(row.y or 0 for row in line)
-        how = {"color": style.GREY, "linewidth": 2.4, "alpha": 0.5} if i == 0 else style.look(i - 1)
+        how = style.BEFORE if i == 0 else style.look(i - 1)
         style.draw(ax, line, label=f"{NAMES.get(name, name)}: {peak:,.0f} MB", **how)
     ax.set(yscale="log", xlabel="operations, default training step = 1", ylabel="activations held, MB")
-    ax.set_xlim(0, None)
+    ax.set(xlim=(0, None), ylim=(1.5, None))
     canvas.legend(loc="outside lower center", ncols=2, columnspacing=1.0, fontsize=6)
     return canvas
 

@@ -8,38 +8,44 @@ from lockfigs.sources import Row, Sources, series
 
 PLOT = "Bytes that each attacker stores for one MLP"
 FORM, LEDGER, TORCH = ": closed form", ": ledger", ": PyTorch"
-RESULT = "dlr_stored_bytes"
+RESULT, PANEL = "dlr_stored_bytes", "stored bytes"
+SHOWN = (500, 1_000, 2_000, 5_000, 10_000, 20_000)  # bytes per token, named on the axis
 
 
 def read(sources: Sources) -> list[Row]:
     """Closed form and ledger of every attacker, and what PyTorch keeps."""
     torch = [
-        Row("stored bytes", row["way"] + TORCH, row["depth"], row["bytes_per_token"],
+        Row(PANEL, row["way"] + TORCH, row["depth"], row["bytes_per_token"],
             f"result {RESULT} | {row['way']}, depth {row['depth']} | bytes_per_token")
         for row in sources.stored(RESULT).rows
     ]  # fmt: skip
-    return sources.curves("DLR-FRONTIER", PLOT, "stored bytes") + torch
+    return sources.curves("DLR-FRONTIER", PLOT, PANEL) + torch
 
 
 def draw(rows: list[Row]) -> Canvas:
     """Lines are closed forms, circles the ledger, crosses PyTorch; names stand at the lines' ends."""
-    canvas = style.canvas(2.7)
+    canvas = style.canvas(2.9)
     ax = canvas.add_subplot()
-    ends = []
-    lines = [(n, r) for n, r in series(rows, "stored bytes").items() if not n.endswith((LEDGER, TORCH))]
-    for i, (name, line) in enumerate(lines):
-        how = {"color": style.GREY, "linestyle": "-", "linewidth": 2.2, "alpha": 0.5} if i == 0 else style.look(i - 1)
+    found, ends = series(rows, PANEL), []
+    names = [name.removesuffix(FORM) for name in found if name.endswith(FORM)]
+    for name, how in {"unlocked MLP": style.BEFORE, **{n: style.look(i) for i, n in enumerate(names)}}.items():
+        line = found.get(name + FORM, found.get(name, []))
         style.draw(ax, line, **how)
-        ends.append((line[-1].y or 0.0, name.removesuffix(FORM), how["color"]))
-    for name, points in series(rows, "stored bytes").items():
-        if name.endswith(LEDGER):
-            i = [n for n, _ in lines].index(name.removesuffix(LEDGER) + FORM)
-            style.draw(ax, points, color=style.COLORS[i - 1], linestyle="none", marker="o", markerfacecolor="white",
-                       markersize=4.5)  # fmt: skip
-        if name.endswith(TORCH):
-            style.draw(ax, points, color=style.BLACK, linestyle="none", marker="x", markersize=2.4, zorder=4)
-    ax.set(yscale="log", xlabel="depth L at parameter parity", ylabel="stored bytes per token", xlim=(0, 49))
-    ax.set_xticks([1, 8, 16, 24, 32, 40, 48])
+        ends.append((line[-1].y or 0.0, name, how["color"]))
+        circles = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "markersize": 4.6}
+        style.draw(ax, found.get(name + LEDGER, []), color=how["color"], **circles)
+        crosses = {"linestyle": "none", "marker": "x", "markersize": 2.4, "markeredgewidth": 0.9, "zorder": 4}
+        style.draw(ax, found.get(name + TORCH, []), color=style.BLACK, **crosses)
+    ax.plot([], [], color=style.BLACK, label="closed form")
+    ax.plot([], [], color=style.BLACK, label="ledger", **circles)
+    ax.plot([], [], color=style.BLACK, label="PyTorch", **crosses)
+    ax.legend(loc="upper left", borderaxespad=0.1)
+    ax.set(xscale="log", yscale="log", xlim=(0.93, 48.5), ylim=(420, 36_000))
+    ax.set(xlabel="depth L at parameter parity", ylabel="stored, bytes per token")
+    depths = sorted({float(row.x) for row in rows if row.series.endswith(TORCH)})
+    ax.set_xticks(depths, [f"{depth:g}" for depth in depths])
+    ax.set_yticks(SHOWN, [f"{size:,}" for size in SHOWN])
+    ax.minorticks_off()
     style.label_ends(ax, ends)
     return canvas
 
@@ -48,11 +54,13 @@ def caption(sources: Sources) -> str:
     """What is shown."""
     title = sources.plot("DLR-FRONTIER", PLOT).title
     return (
-        f"{title}, against depth at equal parameters. Lines: closed forms. Circles: the ledger of the running network, "
-        "equal to the byte (the binomial schedule is counted action by action and has none). Crosses: tensors that "
-        "PyTorch keeps, where it runs the same attacker. Default reverse mode runs operation by operation, the others "
-        "in fused blocks. Forward mode and gradient-free attackers store nothing."
+        f"{title}, against depth at equal parameters. Lines: closed forms. Circles: the ledger of the running network. "
+        "Crosses: distinct tensors that PyTorch's saved_tensors_hooks see at the same attacker's work. All three are "
+        "equal to the byte: what is kept between the passes, and under a checkpoint schedule the most at any time. Of "
+        "fixed-point inversion the sweep holds one block's h besides, r elements, which no byte count between the "
+        "passes sees. Default reverse mode runs operation by operation, the others in fused blocks. Forward mode and "
+        "gradient-free attackers store nothing."
     )
 
 
-FIGURE = Figure(1, "storage", "Stored bytes against depth, by attacker", read, draw, caption)
+FIGURE = Figure(1, "storage", "Stored bytes against depth, by attacker", read, draw, caption, needs=(RESULT,))

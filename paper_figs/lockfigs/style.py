@@ -16,8 +16,11 @@ BLACK, BLUE, RED, ORANGE, GREEN, SKY, PINK = (  # Okabe & Ito
 )  # fmt: skip
 GREY, FAINT = "#666666", "#BBBBBB"
 COLORS = (BLACK, RED, BLUE, ORANGE, GREEN, PINK, SKY, GREY)
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), "-", (0, (8, 2)), "-")
+DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2)), "-",
+)  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+BEFORE: Mapping[str, Any] = {"color": GREY, "linestyle": "-", "linewidth": 2.8, "alpha": 0.45}  # without the lock
 
 SETTINGS: Mapping[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine

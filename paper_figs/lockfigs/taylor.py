@@ -35,7 +35,7 @@ def draw(rows: list[Row]) -> Canvas:
             for k, name in enumerate(names):
                 how = style.look(k, marker=True) | {"markevery": 2, "markerfacecolor": "white"}
                 style.draw(ax, found[name + ERROR], label=name, **how)
-                style.draw(ax, found[name + BOUND], color=how["color"], linewidth=0.6)
+                style.draw(ax, found[name + BOUND], color=how["color"], linewidth=0.8, alpha=0.7)
             ax.set(yscale="log", ylim=(1e-15, 1e8))
             ax.set_yticks([1e-12, 1e-8, 1e-4, 1, 1e4, 1e8])
             ax.minorticks_off()

@@ -35,6 +35,17 @@ def saved(released: Tensors, dtype: str) -> Tensors:
 
 
 @dataclass(frozen=True)
+class Stolen:
+    """What the attack returns, W_down's worst relative error of a layer and its derived bound, and the share of its
+    entries that are right in bfloat16."""
+
+    tensors: Tensors
+    error: float
+    bound: float
+    right: float
+
+
+@dataclass(frozen=True)
 class Locked:
     """The model under audit, Taylor-locked by us, with random unit signs given a generator."""
 
@@ -51,15 +62,18 @@ class Locked:
     def layers(self, tensors: Tensors) -> list[dict[str, Any]]:
         return [qwen3.layer_weights(tensors, i) for i in range(self.model.config.num_hidden_layers)]
 
-    def stolen(self, dtype: str) -> tuple[Tensors, float, float]:
-        """What the attack returns, W_down's worst relative error, and the share of its entries right in bfloat16."""
-        (guess,) = recover_model(saved(self.released, dtype), self.model.config, self.basis, dtype).guesses
-        error, same = 0.0, []
-        for got, want in zip(self.layers(dict(guess)), self.layers(self.model.tensors), strict=True):
+    def stolen(self, dtype: str) -> "Stolen":
+        """The attack on a release whose coefficients are saved in that precision."""
+        attack = recover_model(saved(self.released, dtype), self.model.config, self.basis, dtype)
+        (guess,), error, bound, same = attack.guesses, 0.0, 0.0, []
+        pairs = zip(self.layers(dict(guess)), self.layers(self.model.tensors), strict=True)
+        for (got, want), limit in zip(pairs, attack.found["bound"], strict=True):
             down = got[DOWN] * np.sign(np.sum(got[UP] * want[UP], axis=1))  # a sign shared with W_up changes nothing
             error = max(error, relative_error(down, want[DOWN]), relative_error(got[GATE], want[GATE]))
+            lengths = np.linalg.norm(want[DOWN], axis=0)  # no unit of a lock is dead: its owner refuses those
+            bound = max(bound, float(np.linalg.norm(limit * lengths) / np.linalg.norm(lengths)))
             same.append(np.mean(down.astype(DTYPES["bfloat16"]) == want[DOWN].astype(DTYPES["bfloat16"])))
-        return dict(guess), error, float(np.mean(same))
+        return Stolen(dict(guess), error, bound, float(np.mean(same)))
 
     def loss(self, tensors: Tensors) -> float:
         return float(qwen3.loss(tensors, self.text, self.model.config))

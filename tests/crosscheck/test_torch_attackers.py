@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockcross import attackers
-from lockcross.attackers import default, inverted, segmented
+from lockcross.attackers import binomial, default, fixed_point, fused, grouped, inverted, segmented
 from lockcross.qwen3 import DLRNet
 from lockcross.storage import kept, most_kept, total
+from lockproofs.claims.dlr_checkpoint import root_groups
 from lockproofs.claims.dlr_inversion import default_gradients, replayed_gradients
+from lockproofs.experiments import dlr_stored_bytes
+from lockproofs.experiments.store import stored
 from lockproofs.rounding import UNIT64, rounding_error
+from lockref.autodiff import schedules
 from lockref.models import dlrnet, storage
 from lockref.models.dlrnet import DLRConfig
 
@@ -124,3 +128,100 @@ def test_impossible_segments_are_refused(segments):
     net, _, x, _ = example(DLRConfig(5, 2, 4))
     with pytest.raises(ValueError, match=f"{segments} segments of 4 blocks; choose 1 … 4"):
         segmented(net, x, segments)
+
+
+def held(config, actions, group=1):
+    """What the schedule holds at most, without what `fused` computes again: 1/rms and the gain folded into A."""
+    again = group * (config.norm != "none")
+    return storage.Storage(storage.dlr_scheduled(config, actions, group=group).per_token - again)
+
+
+@settings(max_examples=50, deadline=None)
+@given(configs, seeds, st.integers(1, 9), st.integers(1, 4), dtypes)
+def test_binomial_follows_the_schedule(config, seed, depth, slots, dtype):
+    config = replace(config, depth=depth)
+    net, _, x, g = example(config, seed, dtype)
+    actions, runs = schedules.binomial(depth, slots), []
+
+    def counting(blocks, x):
+        runs.append(len(blocks))
+        return fused(blocks, x)
+
+    owned, size = [*net.parameters(), x], torch.finfo(dtype).bits // 8
+    most = most_kept(lambda: gradients(net, x, g, run=binomial(slots, counting)), owned)
+    assert sum(runs) == schedules.cost(actions).steps, f"depth {depth}, {slots} slots: {len(runs)} runs of a block"
+    want = held(config, actions).bytes(TOKENS, size)
+    assert want <= most <= want + workspace(config).bytes(TOKENS, size)
+    assert total(kept(lambda: segmented(net, x, 1, binomial(slots)), owned)) == want
+    assert torch.equal(segmented(net, x, 1, binomial(slots)), net(x))
+    same(gradients(net, x, g, run=binomial(slots))[1], gradients(net, x, g)[1], dtype)
+
+
+def same(got, want, dtype):
+    """Equal gradients where the same block is differentiated by other operations: 256 roundings of the largest."""
+    for a, b in zip(got, want, strict=True):
+        assert np.max(np.abs(a - b)) <= 256 * torch.finfo(dtype).eps * (1 + np.max(np.abs(b)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 12), st.sampled_from(["none", "rms", "rms_gain"]))
+def test_groups_hold_their_starts_and_one_record(seed, depth, norm):
+    config = DLRConfig(6, 3, depth, norm, "relu")
+    net, _, x, g = example(config, seed)
+    group, actions = root_groups(config)
+    most = most_kept(lambda: gradients(net, x, g, run=grouped(group)), [*net.parameters(), x])
+    want = storage.dlr_scheduled(replace(config, norm="none"), actions, group=group).bytes(TOKENS, 8)
+    assert want <= most <= want + workspace(config).bytes(TOKENS, 8)
+    same(gradients(net, x, g, run=grouped(group))[1], gradients(net, x, g)[1], torch.float64)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.integers(1, 5), st.sampled_from(["none", "rms_gain"]))
+def test_a_fixed_point_needs_its_last_state_alone(seed, depth, norm):
+    config = DLRConfig(6, 3, depth, norm)
+    net, _, x, g = example(config, seed)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.b *= 0.02  # a contraction
+    owned = [*net.parameters(), x]
+    assert total(kept(lambda: segmented(net, x, 1, fixed_point), owned)) == config.width * TOKENS * 8
+    got, want = (gradients(net, x, g, run=run)[1] for run in (fixed_point, fused))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)  # depth × steps to round-off, 64-bit
+
+
+def test_a_block_that_expands_is_refused():
+    net, _, x, g = example(DLRConfig(6, 3, 2, "none"))
+    with torch.no_grad():
+        net.blocks[1].b *= 1e3
+    with pytest.raises(ValueError, match=r"Lipschitz bound .* not below 1; use inverted"):
+        gradients(net, x, g, run=fixed_point)
+
+
+def test_a_state_too_many_is_seen(monkeypatch):
+    honest = attackers._Recomputed.forward
+
+    def greedy(ctx, x, *rest):
+        out = honest(ctx, x, *rest)
+        ctx.save_for_backward(*ctx.to_save, out + 0)
+        return out
+
+    monkeypatch.setattr(attackers._Recomputed, "forward", greedy)
+    config = DLRConfig(5, 2, 4, "none")
+    net, _, x, _ = example(config)
+    got = total(kept(lambda: segmented(net, x, 1, binomial(3)), [*net.parameters(), x]))
+    assert got > held(config, schedules.binomial(4, 3)).bytes(TOKENS, 8)
+
+
+def test_every_remaining_byte_of_the_stored_rows_has_a_name():
+    """Between the passes, or at most under a schedule, nothing remains; in a fixed point's sweep it is one h."""
+    for row in stored("dlr_stored_bytes").rows:
+        besides = 4 * row["rank"] if row["way"] == "fixed-point inversion" else 0
+        assert row["most_per_token"] - row["bytes_per_token"] == besides, row
+
+
+@pytest.mark.parametrize("way", dlr_stored_bytes.WAYS)
+def test_stored_rows_repeat(way):
+    (row,) = stored("dlr_stored_bytes").where(way=way, depth=8)
+    again = dlr_stored_bytes.measure({"way": way, "depth": 8})
+    assert {name: again[name] for name in again if name != "torch"} == {n: row[n] for n in again if n != "torch"}

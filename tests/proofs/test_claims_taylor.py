@@ -12,7 +12,7 @@ from lockproofs import taylor_layers
 from lockproofs.claim import Context, Grade, MissingInput, Verdict, settle
 from lockproofs.claims import taylor, taylor_attacks, taylor_bases, taylor_bounds, taylor_lwe, taylor_noise
 from lockproofs.subject import Subject, zoo_subject
-from lockref.attacks.taylor_coefficients import Found
+from lockref.attacks.taylor_coefficients import Found, _Curve
 from lockref.locks.taylor import SeriesLayer
 from lockref.models.checkpoint_io import Checkpoint
 
@@ -127,13 +127,13 @@ def _of_two_orders_more(right):
 
 def _useless(arrays, *args, **kwargs):
     units = np.shape(arrays)[2]
-    return Found(np.ones(np.shape(arrays)[1:]), np.zeros(units), np.ones(units), np.zeros(units))
+    return Found(np.ones(np.shape(arrays)[1:]), np.zeros(units), np.ones(units), np.zeros(units), np.ones(units) / 9)
 
 
 def _sees_weights_everywhere(right):
     def recover(*args, **kwargs):
         found = right(*args, **kwargs)
-        return Found(found.weight, found.points, found.signs, 0 * found.misfit)
+        return Found(found.weight, found.points, found.signs, 0 * found.misfit, found.bound)
 
     return recover
 
@@ -176,7 +176,7 @@ FAULTS = [
     ("TAYLOR-UTILITY", taylor_bases, "LOSS_ORDERS", lambda right: (0, 1), "Chebyshev in every unit"),
     ("TAYLOR-COEFF", taylor_attacks, "recover", lambda right: _useless, "W comes back"),
     ("TAYLOR-COEFF", taylor_attacks, "recover", _sees_weights_everywhere, "random coefficients"),
-    ("TAYLOR-COEFF", taylor_attacks, "eps", lambda right: lambda dtype: right(dtype) / 1e4, "W comes back"),
+    ("TAYLOR-COEFF", _Curve, "bound", lambda right: lambda *a: right(*a) / 100, "W comes back"),
     ("TAYLOR-LWE", taylor_lwe, "least_squares", _zeros, "trivial attack 2"),
     ("TAYLOR-LWE", SeriesLayer, "__call__", lambda right: _noisy(right, np.random.default_rng(0)), "missing: indep"),
     ("TAYLOR-ILWE", taylor_noise, "least_squares", _zeros, "integer secrets"),

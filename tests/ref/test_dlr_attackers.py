@@ -362,6 +362,7 @@ def test_forward_mode_and_differences_keep_nothing():
         (lambda c, p, x: inverted(c)({**p, "extra": x}, x), "tensor extra is unexpected"),
         (lambda c, p, x: fixed_point.fixed_point(c)({}, x), "blocks.0.a is missing"),
         (lambda c, p, x: checkpointing.checkpointed(c, 5), "5 segments of 4 blocks; choose 1 … 4"),
+        (lambda c, p, x: checkpointing.nested(c, 0), "0 slots; a schedule needs at least 1"),
         (lambda c, p, x: checkpointing.scheduled(p, x, x, c, schedules.per_block(4), group=9), "groups of 9 blocks"),
         (lambda c, p, x: storage.dlr_inverted(c, 9), "9 segments of 4 blocks"),
         (lambda c, p, x: gradient_free.zeroth_order(lambda p: 0.0, p, None, step=0.0), "step is 0.0"),
@@ -396,6 +397,27 @@ def test_checkpointed_segments_keep_their_starts_and_give_the_bits_of_default_re
     y0, want = gradients(default(config), params, x, g)
     y, got = gradients(attack, params, x, g)
     assert np.array_equal(y, y0) and max(apart(got, want)) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(configs, seeds, st.integers(1, 9), st.integers(1, 4))
+def test_nested_recomputation_is_the_binomial_schedule(config, seed, depth, slots):
+    config = replace(config, depth=depth)
+    params, x, g = example(config, seed)
+    actions, runs = schedules.binomial(depth, slots), []
+    honest = checkpointing._default(config)
+
+    def counting(config):
+        return lambda weights, x: (runs.append(len(weights)), honest(weights, x))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpointing, "_default", counting)
+        y, got = gradients(checkpointing.nested(config, slots), params, x, g)
+    y0, want = gradients(default(config), params, x, g)
+    assert np.array_equal(y, y0) and max(apart(got, want)) == 0
+    assert sum(runs) == schedules.cost(actions).steps and set(runs) == {1}
+    kept = saved(checkpointing.nested(config, slots), params, x, argnums=(0, 1)).bytes()
+    assert kept == storage.dlr_scheduled(config, actions).bytes(6, 8)
 
 
 def test_the_spectral_norm_is_rounded_up():

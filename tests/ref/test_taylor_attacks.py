@@ -1,5 +1,7 @@
 """Both attacks on the feed-forward lock: they find what is there, and say what they cannot find."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -46,6 +48,34 @@ def test_unknown_points_signs_and_weights_come_back(basis, activation, dtype):
     assert np.max(np.abs(found.points - points)) <= 300 * unit
     assert relative_error(found.weight, weight) <= 30 * unit
     assert np.max(found.misfit) <= 3
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("searched", [False, True])
+def test_errors_stay_below_the_derived_bound(basis, dtype, searched):
+    weight, points, sign, layer = plain_layer("silu", basis)
+    arrays = layer.arrays.astype(DTYPES[dtype]).astype(np.float64)
+    found = recover(arrays, "silu", None, None if searched else points * sign, basis, layer.scale, dtype)
+    used = np.linalg.norm(found.weight - weight, axis=0) / np.linalg.norm(weight, axis=0) / found.bound
+    assert np.max(used) <= 1, f"{basis.name}, {dtype}, t searched: {searched}: {np.max(used):.2g} of the bound"
+    unit = float(ml_dtypes.finfo(dtype).eps) / 2
+    assert searched or dtype == "float16" or np.all(found.bound <= 1.001 * unit + 25 * EPS), "the condition is 1"
+
+
+def test_the_worst_rounding_needs_the_conditioning_of_the_ratio():
+    """Orders moved by u as a whole, in every pattern of signs: near the bound, and past the round-off alone."""
+    weight, points, sign, layer = plain_layer("silu")
+    orders, unit = [0, 1, 2, 3, 4], 2.0**-8
+    known, worst = recover(layer.arrays[orders], "silu", orders, points * sign, dtype="bfloat16").bound, 0.0
+    for pattern in itertools.product((-unit, unit), repeat=len(orders)):
+        moved = layer.arrays[orders] * (1 + np.array(pattern))[:, None, None]
+        found = recover(moved, "silu", orders, dtype="bfloat16")
+        error = np.linalg.norm(found.weight - weight, axis=0) / np.linalg.norm(weight, axis=0)
+        assert np.all(error <= found.bound * (1 + 16 * unit)), "past first order in u"
+        worst = np.maximum(worst, error)
+    assert np.all(worst > 0.5 * found.bound), "the bound is near"
+    assert np.any(worst > 1.05 * known), "round-off alone is no bound"
 
 
 @pytest.mark.parametrize("orders", [[1, 2, 3], [1, 3, 4, 6], [2, 3, 4, 5, 6, 7, 8]])

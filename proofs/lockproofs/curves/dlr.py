@@ -10,7 +10,7 @@ from lockproofs import memory
 from lockproofs.claim import Curve, Plot
 from lockproofs.claims.dlr_checkpoint import root_groups
 from lockproofs.hub_sizes import HUB
-from lockref.attacks.checkpointing import steps
+from lockref.attacks.checkpointing import nested, steps
 from lockref.attacks.fixed_point import fixed_point
 from lockref.attacks.frontier import Attacker, MLPWay, Stack, locked
 from lockref.attacks.inversion import blocks, inverted
@@ -34,7 +34,7 @@ class Way:
 
     name: str
     formula: Formula
-    run: Run | None = None  # None: read off a schedule, action by action
+    run: Run
 
 
 def _whole(network: Callable[[Net], Any], *, frozen: bool = False) -> Run:
@@ -95,6 +95,7 @@ WAYS = (
     Way(
         f"binomial, {SLOTS} slots",
         lambda net: storage.dlr_scheduled(net, schedules.binomial(net.depth, SLOTS)).per_token,
+        _whole(lambda net: nested(net, SLOTS)),
     ),
     Way("fixed-point inversion", lambda net: net.width, _whole(fixed_point)),
 )
@@ -113,12 +114,11 @@ def stored(width: int, mlp_width: int, rng: np.random.Generator) -> Plot:
     for way in WAYS:
         y = [ITEMSIZE * way.formula(net) for net in nets.values()]
         curves.append(Curve(name=f"{way.name}: closed form", x=list(depths), y=y))
-        if way.run is not None:
-            ran = []
-            for depth in runs:
-                params = dlrnet.initialize(nets[depth], rng, b_scale=SCALE, dtype=np.float32)
-                ran.append(way.run(nets[depth], params, x) / TOKENS)
-            curves.append(Curve(name=f"{way.name}: ledger", x=list(runs), y=ran))
+        ran = []
+        for depth in runs:
+            params = dlrnet.initialize(nets[depth], rng, b_scale=SCALE, dtype=np.float32)
+            ran.append(way.run(nets[depth], params, x) / TOKENS)
+        curves.append(Curve(name=f"{way.name}: ledger", x=list(runs), y=ran))
     return Plot(
         title=f"{STORED_TITLE} (d = {width}, m = {mlp_width}, no norm), float32",
         x_label="depth L at parameter parity", y_label="bytes per token", y_log=True, curves=curves,

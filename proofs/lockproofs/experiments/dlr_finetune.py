@@ -38,6 +38,8 @@ RUNS: Final = (  # model, what trains, its rates, seeds; fresh seeds at the best
     ("dlr-16", "attention", RATES, SEEDS),
     ("dlr-16", "lora", RATES, SEEDS),
     ("dlr-16", "mlp", RATES, SEEDS),
+    ("original", "lora", RATES, SEEDS),
+    ("original", "mlp", RATES, SEEDS),
 )
 
 

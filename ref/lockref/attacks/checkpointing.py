@@ -11,7 +11,7 @@ import numpy as np
 
 from lockref.attacks.inversion import Block, Network, blocks, reversible, segment_bounds
 from lockref.autodiff import checkpoint, ops, run_chain
-from lockref.autodiff.schedules import Action
+from lockref.autodiff.schedules import Action, binomial_split
 from lockref.models import dlrnet
 from lockref.models.dlrnet import DLRConfig
 
@@ -63,6 +63,35 @@ def checkpointed(config: DLRConfig, segments: int) -> Network:
         weights, out = blocks(params, config), x
         for start, stop in bounds:
             out = run(weights[start:stop], out)
+        return ops.subtract(out, x) if config.placement == "difference" else out
+
+    return network
+
+
+def nested(config: DLRConfig, slots: int) -> Network:
+    """The DLR-Net of `config` as (params, x) -> y, differentiated by `schedules.binomial` as nested recomputation.
+
+    The first part of the blocks is computed again by the same schedule, the second runs with one slot less; a single
+    block is recorded. The tape keeps the most at the end of the forward pass. Raises ValueError for tensors that do not
+    fit and for less than one slot.
+    """
+    if slots < 1:
+        raise ValueError(f"checkpointing: {slots} slots; a schedule needs at least 1")
+    record = _default(config)
+
+    def through(slots: int) -> Any:
+        def run(weights: Sequence[Block], x: Any) -> Any:
+            if len(weights) == 1:
+                return record(weights, x)
+            middle = binomial_split(len(weights), slots)
+            x = checkpoint(run)(weights[:middle], x)
+            return through(max(1, slots - 1))(weights[middle:], x)
+
+        return run
+
+    def network(params: Mapping[str, Any], x: Any) -> Any:
+        dlrnet.require_shapes(params, np.shape(x), config)
+        out = through(slots)(blocks(params, config), x)
         return ops.subtract(out, x) if config.placement == "difference" else out
 
     return network

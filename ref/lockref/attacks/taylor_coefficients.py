@@ -26,22 +26,31 @@ SPAN, SPACING = 20.0, 0.02  # expansion points are sought in [−20, 20], first 
 BLUR = 0.05  # relative error that the first search forgives, so that it sees the right hill from afar
 STARTS, STEPS = 4, 12  # hills that are climbed, and steps on each
 STRIDE = 0.1  # the longest step
+UNIT = float(np.finfo(np.float64).eps) / 2
 TINY = float(np.finfo(np.float64).tiny)  # where an activation is 0 to float64, no α helps
 
 
 @dataclass(frozen=True)
 class Found:
-    """The weights behind a released layer, (d, m), each unit's t (m,), sign (m,) and misfit in standard errors (m,)."""
+    """The weights behind a released layer, (d, m), and of each unit (m,) t, sign, misfit and error bound.
+
+    The misfit is in standard errors; the bound (`_Curve.bound`) is of ‖Ŵ_j − W_j‖/‖W_j‖, for the right t and sign.
+    """
 
     weight: Array
     points: Array
     signs: Array
     misfit: Array
+    bound: Array
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """Sizes s (K, m) of each unit's arrays along their common direction, their errors, and where they should lie."""
+    """Sizes s (K, m) of each unit's arrays along their common direction, how they err, and where they should lie.
+
+    `errors` weigh the orders: rounding to the storage type moved a size by `rounded`, the attacker's own float64 by
+    `own`. An array, a vector, was moved by `moved` at most.
+    """
 
     activation: str
     basis: Basis
@@ -49,7 +58,13 @@ class _Curve:
     orders: Sequence[int]
     last: int
     sizes: Array
-    errors: Array
+    rounded: Array
+    own: Array
+    moved: Array
+
+    @property
+    def errors(self) -> Array:
+        return 2 * self.rounded + self.own
 
     def at(self, t: Array, sign: ArrayLike) -> Array:
         """cₙ(t) signⁿ for the known orders, (K, …): t (…, m) or (…, 1)."""
@@ -71,23 +86,56 @@ class _Curve:
         """
         padded = np.pad(np.abs(self.sizes), ((1, 1), (0, 0)))
         around = np.maximum(padded[1:-1], np.maximum(padded[:-2], padded[2:]) / 4)
-        return replace(self, errors=self.errors + BLUR * around)
+        return replace(self, own=self.own + BLUR * around)
+
+    def slope(self, t: Array, sign: ArrayLike) -> Array:
+        """dc/dt by central differences."""
+        h = 1e-5 * (1 + np.abs(t))
+        change: Array = (self.at(t + h, sign) - self.at(t - h, sign)) / (2 * h)
+        return change
 
     def climb(self, t: Array, sign: Array) -> Array:
         """Gauss-Newton in (α, t) from t (…, m), with derivatives by central differences."""
         e = self.errors.reshape(len(self.errors), *[1] * (t.ndim - 1), -1)
         s = self.sizes.reshape(e.shape)
         for _ in range(STEPS):
-            h = 1e-5 * (1 + np.abs(t))
             c = self.at(t, sign)
             alpha, _ = self.fit(c)
-            slope = alpha * (self.at(t + h, sign) - self.at(t - h, sign)) / (2 * h)
+            slope = alpha * self.slope(t, sign)
             a, b, left = c / e, slope / e, (s - alpha * c) / e
             b = b - a * np.sum(a * b, axis=0) / np.maximum(np.sum(a * a, axis=0), TINY)
             size = np.sum(b * b, axis=0)
             step = np.divide(np.sum(b * left, axis=0), size, out=np.zeros_like(size), where=size > 0)
             t = np.clip(t + np.clip(step, -STRIDE, STRIDE), -SPAN, SPAN)
         return t
+
+    def bound(self, t: Array, sign: Array, searched: bool) -> Array:
+        """Of ‖Ŵ_j − W_j‖/‖W_j‖: the round-off of storage times the conditioning of the ratio, (m,).
+
+        *Proof*, to first order in the round-off. With x_n = α cₙ(t)/e_n, e_n the errors that weigh the orders, Ŵ_j is
+        the mean of Ŵⁿ_j/cₙ(t) with weights x_n². Rounding moved Ŵⁿ_j by a vector of at most d_n = u |s_n| + √d η, for
+        d entries, the unit round-off u and half the least number η of the storage. So the mean is off, relatively, by
+
+            t known:     Σ |x_n| (d_n/e_n) / Σ x_n²,  no more than the greatest d_n/|s_n|: the ratio's condition is 1;
+            t searched:  besides |Σ x_n y_n| / Σ x_n² times |δt|, where y = ∂x/∂t and
+                         |δt| ≤ Σ |y⊥_n| (d_n/e_n) / Σ y⊥_n²,  y⊥ = y − x Σxy/Σx²,
+
+        since δt is the coefficient of y⊥ where least squares fit the d_n/e_n by x and y⊥, which are orthogonal. Where t
+        was searched, d_n has the attacker's own error in cₙ(t) besides; where it is known, owner and attacker compute
+        the same bits. The mean's products have one sign: 2K + 3 roundings of float64 for K orders. ∎
+        """
+        c = self.at(t, sign)
+        alpha, _ = self.fit(c)
+        x, moved = alpha * c / self.errors, (self.moved + searched * self.own) / self.errors
+        size = np.sum(x * x, axis=0)
+        limit = np.sum(np.abs(x) * moved, axis=0) / size + (2 * len(c) + 3) * UNIT
+        if searched:
+            y = alpha * self.slope(t, sign) / self.errors
+            shared = np.sum(x * y, axis=0) / size
+            rest = y - x * shared
+            shift = np.sum(np.abs(rest) * moved, axis=0) / np.maximum(np.sum(rest * rest, axis=0), TINY)
+            limit = limit + np.abs(shared) * shift
+        return np.asarray(limit)
 
 
 def recover(
@@ -135,7 +183,8 @@ def recover(
     c = curve.at(t, signs)
     precision = c / curve.errors**2
     weight = np.sum(released * precision[:, None, :], axis=0) / np.sum(precision * c, axis=0)
-    return Found(weight, t, signs, np.sqrt(curve.fit(c)[1] / len(known)))
+    misfit = np.sqrt(curve.fit(c)[1] / len(known))
+    return Found(weight, t, signs, misfit, curve.bound(t, signs, points is None))
 
 
 def _curve(arrays: Array, activation: str, basis: Basis, h: Array, orders: list[int], last: int, dtype: str) -> _Curve:
@@ -150,10 +199,11 @@ def _curve(arrays: Array, activation: str, basis: Basis, h: Array, orders: list[
     direction = np.sum(units * np.sign(np.sum(units * lead, axis=1, keepdims=True)), axis=0)
     direction /= np.linalg.norm(direction, axis=0)
     sizes = np.sum(arrays * direction, axis=1)
-    # rounding each entry; underflow; and the attacker's own float64, whose coefficients are sums of as many terms
-    own = float(np.finfo(np.float64).eps) * (np.array(orders)[:, None] + 1) * np.max(np.abs(sizes), axis=0)
-    errors = float(precision.eps) * np.abs(sizes) + float(precision.smallest_subnormal) + own
-    return _Curve(activation, basis, h, orders, last, sizes, errors)
+    # rounding each entry, and underflow; the attacker's own float64, whose coefficients are sums of as many terms
+    unit, least = float(precision.eps) / 2, float(precision.smallest_subnormal) / 2
+    rounded, moved = (unit * np.abs(sizes) + least * times for times in (1.0, arrays.shape[1] ** 0.5))
+    own = 2 * UNIT * (np.array(orders)[:, None] + 1) * np.max(np.abs(sizes), axis=0)
+    return _Curve(activation, basis, h, orders, last, sizes, rounded, own, moved)
 
 
 def _better(curve: _Curve, t: Array, sign: Array) -> tuple[Array, Array]:
@@ -188,11 +238,11 @@ def recover_model(
 
     Users need z0 and h to evaluate the layer, so t is known and only signs are sought. Signs of W_gate's rows are
     undone; a sign shared by a row of W_up and a column of W_down is left, since it changes no output. Units whose
-    arrays are zero come back as zeros. `found` holds "misfit", one array (m,) per layer.
+    arrays are zero come back as zeros. `found` holds "misfit" and "bound", one array (units that are not) per layer.
     Raises ValueError for tensors that are not of such a checkpoint.
     """
     tensors = {name: np.asarray(w) for name, w in released.items() if SERIES not in name}
-    misfits = []
+    misfits, bounds = [], []
     for i in range(config.num_hidden_layers):
         prefix = f"model.layers.{i}."
         try:
@@ -209,4 +259,5 @@ def recover_model(
         tensors[prefix + DOWN] = weight
         tensors[prefix + GATE] = tensors[prefix + GATE] * signs[:, None]
         misfits.append(found.misfit)
-    return AttackResult("taylor_coefficients", ("released weights",), (tensors,), {"misfit": misfits})
+        bounds.append(found.bound)
+    return AttackResult("taylor_coefficients", ("released weights",), (tensors,), {"misfit": misfits, "bound": bounds})

@@ -169,15 +169,21 @@ def _reverse(start: int, stop: int, slots: int) -> Iterator[Action]:
             yield from (Run(start, i), Record(i), Pull(i), Load(start))
         yield from (Record(start), Pull(start))
     else:
-        middle = start + _split(stop - start, slots)
+        middle = start + binomial_split(stop - start, slots)
         yield from (Run(start, middle), Save(middle))
         yield from _reverse(middle, stop, slots - 1)
         yield from (Drop(middle), Load(start))
         yield from _reverse(start, middle, slots)
 
 
-def _split(n: int, slots: int) -> int:
-    """How far to run before saving: the largest first part that keeps both parts optimal."""
+def binomial_split(n: int, slots: int) -> int:
+    """How far to run through n > 1 steps before saving, with `slots` states left, the one at hand among them.
+
+    With one there is nowhere to save: all but the last step, which is recorded. Otherwise a first part that keeps both
+    parts optimal.
+    """
+    if slots == 1:
+        return n - 1
     return min(
         range(1, n),
         key=lambda m: m + binomial_steps(n - m, slots - 1) - (n - m) + binomial_steps(m, slots) - m,
