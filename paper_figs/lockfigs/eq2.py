@@ -40,7 +40,7 @@ def draw(rows: list[Row]) -> Canvas:
     inset.plot([pi / 2], [0.25], "o", color=style.BLACK)
     inset.plot([pi], [0], "s", color=style.BLUE, clip_on=False, zorder=5)
     inset.annotate("swap: f = 1/4", (pi / 2, 0.25), (pi / 2, 0.29), fontsize=6, ha="center")
-    inset.annotate("−I: f = 0", (pi, 0), (pi, 0.06), fontsize=6, color=style.BLUE, ha="center")
+    inset.annotate("−I: f = 0", (pi, 0), (pi, 0.15), fontsize=6, color=style.ink(style.BLUE), ha="center")
     inset.set(xlim=(0, 2 * pi), ylim=(0, 0.36), xticks=[0, pi, 2 * pi], yticks=[0, 0.25])
     inset.set_xticklabels(["0", "π", "2π"], fontsize=6)
     inset.set_yticklabels(["0", "¼"], fontsize=6)

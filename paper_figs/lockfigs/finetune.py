@@ -13,6 +13,7 @@ from lockproofs.experiments.store import Result
 
 RESULT = "dlr_finetune"
 TRAINED = {"all": "all weights", "attention": "attention", "mlp": "MLPs", "lora": "LoRA"}
+NAMES = {"planted": "planted lock"}
 Runs = list[dict[str, Any]]
 
 
@@ -69,7 +70,7 @@ def draw(rows: list[Row]) -> Canvas:
     for i, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
         for name, line in series(rows, panel).items():
             how = style.look(names.index(name), marker=True) | {"markerfacecolor": "white", "markevery": 2}
-            style.draw(ax, line, label=name, **how)
+            style.draw(ax, line, label=NAMES.get(name, name), **how)
             low, high = ([float("nan") if v is None else v for v in side] for side in zip(*spreads(line), strict=True))
             ax.fill_between([float(row.x) for row in line], low, high, color=how["color"], alpha=0.2, linewidth=0)
         style.panel_name(ax, f"({'abcd'[i]}) {panel}")

@@ -39,14 +39,14 @@ def draw(rows: list[Row]) -> Canvas:
         shown = [Row(r.panel, r.series, r.x, None if r.y is None else 100 * r.y, r.source) for r in line]
         style.draw(c, shown, label=name, **style.look(i, marker=True), markerfacecolor="white", clip_on=False)
     _pairs(d, rows, PRECISION, ", error", ", bound")
-    a.set(ylabel="error of P, ‖P̂ − P‖$_F$", ylim=(0, None))
+    a.set(ylabel=r"error of P, $\|\hat{P} - P\|_F$", ylim=(0, None))
     b.set(ylabel="relative error", ylim=(0, None))
     c.set(ylabel="wrong, %", ylim=(0, 1))
     for ax in (a, b, c):
-        ax.set(xlabel="size of the update, ‖τ‖ / ‖W₀‖", xlim=(0, 1))
+        ax.set(xlabel="update, ‖τ‖ / ‖W₀‖", xlim=(0, 1))
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     d.set(xscale="log", yscale="log", xlabel="unit round-off u", ylabel="error", ylim=(1e-17, 1e8))
-    d.set_xticks([2.0**-53, 2.0**-24, 2.0**-11, 2.0**-8], ["2⁻⁵³", "2⁻²⁴", "2⁻¹¹  ", "  2⁻⁸"])
+    d.set_xticks([2.0**-53, 2.0**-24, 2.0**-11, 2.0**-8], ["2⁻⁵³", "2⁻²⁴", "\n2⁻¹¹", "2⁻⁸"])
     d.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
     d.minorticks_off()
     titles = ("(a) Procrustes: P", "(b) weights, transforms", "(c) signs, units", "(d) storage precision")

@@ -1,5 +1,7 @@
 """Figure 1: what each attacker of a DLR-Net stores, against its depth."""
 
+from typing import Any
+
 from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
@@ -9,6 +11,14 @@ from lockfigs.sources import Row, Sources, series
 PLOT = "Bytes that each attacker stores for one MLP"
 FORM, LEDGER, TORCH = ": closed form", ": ledger", ": PyTorch"
 RESULT, PANEL = "dlr_stored_bytes", "stored bytes"
+NAMES = {
+    "default reverse mode": "default reverse",
+    "each block checkpointed": "each block saved",
+    "groups of √L checkpointed": "√L groups saved",
+    "fixed-point inversion": "fixed point",
+}
+CIRCLES: dict[str, Any] = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "markersize": 4.6}
+CROSSES: dict[str, Any] = {"linestyle": "none", "marker": "x", "markersize": 2.4, "markeredgewidth": 0.9}
 SHOWN = (500, 1_000, 2_000, 5_000, 10_000, 20_000)  # bytes per token, named on the axis
 
 
@@ -28,25 +38,24 @@ def draw(rows: list[Row]) -> Canvas:
     ax = canvas.add_subplot()
     found, ends = series(rows, PANEL), []
     names = [name.removesuffix(FORM) for name in found if name.endswith(FORM)]
-    for name, how in {"unlocked MLP": style.BEFORE, **{n: style.look(i) for i, n in enumerate(names)}}.items():
-        line = found.get(name + FORM, found.get(name, []))
-        style.draw(ax, line, **how)
-        ends.append((line[-1].y or 0.0, name, how["color"]))
-        circles = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "markersize": 4.6}
-        style.draw(ax, found.get(name + LEDGER, []), color=how["color"], **circles)
-        crosses = {"linestyle": "none", "marker": "x", "markersize": 2.4, "markeredgewidth": 0.9, "zorder": 4}
-        style.draw(ax, found.get(name + TORCH, []), color=style.BLACK, **crosses)
-    ax.plot([], [], color=style.BLACK, label="closed form")
-    ax.plot([], [], color=style.BLACK, label="ledger", **circles)
-    ax.plot([], [], color=style.BLACK, label="PyTorch", **crosses)
+    style.draw(ax, found["unlocked MLP"], **style.BEFORE)
+    ends.append((found["unlocked MLP"][-1].y or 0.0, "unlocked MLP", style.GREY))
+    for i, name in enumerate(names):
+        how = style.look(i)
+        style.draw(ax, found[name + FORM], **how)
+        ends.append((found[name + FORM][-1].y or 0.0, NAMES.get(name, name), how["color"]))
+        style.draw(ax, found[name + LEDGER], color=how["color"], clip_on=False, **CIRCLES)
+        style.draw(ax, found[name + TORCH], color=style.BLACK, clip_on=False, zorder=4, **CROSSES)
+    for label, marks in {"closed form": {}, "ledger": CIRCLES, "PyTorch": CROSSES}.items():
+        ax.plot([], [], color=style.BLACK, label=label, **marks)
     ax.legend(loc="upper left", borderaxespad=0.1)
-    ax.set(xscale="log", yscale="log", xlim=(0.93, 48.5), ylim=(420, 36_000))
+    ax.set(xscale="log", yscale="log", xlim=(0.93, 52), ylim=(420, 36_000))
     ax.set(xlabel="depth L at parameter parity", ylabel="stored, bytes per token")
     depths = sorted({float(row.x) for row in rows if row.series.endswith(TORCH)})
     ax.set_xticks(depths, [f"{depth:g}" for depth in depths])
     ax.set_yticks(SHOWN, [f"{size:,}" for size in SHOWN])
     ax.minorticks_off()
-    style.label_ends(ax, ends)
+    style.label_ends(ax, ends, at=1.03)
     return canvas
 
 

@@ -90,7 +90,12 @@ def label_ends(ax: Axes, ends: Iterable[tuple[float, str, Any]], *, gap: float =
         if not moved:
             break
     for height, (_, name, color) in zip(heights, placed, strict=True):
-        ax.text(at, height, name, color=color, transform=ax.transAxes, va="center", fontsize=6.5, clip_on=False)
+        ax.text(at, height, name, color=ink(color), transform=ax.transAxes, va="center", fontsize=6.5, clip_on=False)
+
+
+def ink(color: str) -> tuple[float, ...]:
+    """A color for letters: as dark as the darkest of ours, so that a light line's name can be read."""
+    return tuple(0.62 * channel for channel in mpl.colors.to_rgb(color))
 
 
 def panel_name(ax: Axes, text: str) -> None:
