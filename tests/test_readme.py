@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lockproofs import readme
 from lockproofs.claims import all_claims
 from lockproofs.readme import proof_pages, refreshed, stale
 
@@ -40,15 +41,63 @@ def test_a_block_holds_the_claims_that_it_names() -> None:
     ]  # fmt: skip
     assert "stale words" not in page and page == fresh(page)
     assert "| [MB-T2A](#mb-t2a) |" in page and "### MB-T2A\n" in page
-    assert "[`check_t2a`](../proofs/lockproofs/claims/attention_theorem2.py)" in page
+    assert re.search(r"\[`check_t2a`\]\(\.\./proofs/lockproofs/claims/attention_theorem2\.py#L\d+\)", page)
     assert "*Flips suffice.*" in page, "the proof is not there"
 
 
-def test_the_index_lists_every_page_by_its_title() -> None:
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("index", "folder"), [("README.md", "docs/"), ("docs/README.md", "")])
+def test_the_index_lists_every_page_with_what_it_is_about(index: str, folder: str) -> None:
+    listed = (ROOT / index).read_text(encoding="utf-8")
     for page in (page for page in PAGES if page.parent.name == "docs" and page.name != "README.md"):
-        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        assert f"* [{title}]({page.name})" in index
+        title, about = page.read_text(encoding="utf-8").splitlines()[:2]
+        said = about.removeprefix("<!-- about: ").removesuffix(" -->")
+        assert f"* [{title.removeprefix('# ')}]({folder}{page.name}): {said}\n" in listed
+
+
+def test_a_page_that_does_not_say_what_it_is_about_is_named() -> None:
+    with pytest.raises(ValueError, match=r"new\.md: it is in the index; say in a line below its title"):
+        readme.about(Path("new.md"), "# A new page\n\nwords\n")
+
+
+CODE = "../proofs/lockproofs/claim.py"
+
+
+def test_a_link_to_a_symbol_ends_in_the_line_that_defines_it() -> None:
+    page = fresh(f"[`settle`]({CODE}) [`Check.margin`]({CODE}#L1) [`Number`]({CODE}#L9999) [`claim.py`]({CODE})\n")
+    lines = (ROOT / "proofs" / "lockproofs" / "claim.py").read_text(encoding="utf-8").splitlines()
+    found = re.findall(r"\[`([\w.]+)`\]\([^)#]+#L(\d+)\)", page)
+    defined = {name: lines[int(line) - 1].strip() for name, line in found}
+    assert list(defined) == ["settle", "Check.margin", "Number"] and f"[`claim.py`]({CODE})\n" in page
+    assert defined["settle"].startswith("def settle(") and defined["Check.margin"].startswith("def margin(")
+    assert defined["Number"].startswith("Number") and page == fresh(page)
+
+
+def test_lines_of_every_page_hold_what_their_links_name() -> None:
+    """Without the tool: the last part of the symbol stands in the line that the link leads to."""
+    links = 0
+    for page in PAGES:
+        for symbol, target, line in re.findall(r"\[`([\w.]+)`\]\(([^)#]+)#L(\d+)\)", page.read_text(encoding="utf-8")):
+            text = (page.parent / target).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+            assert re.search(rf"\b{symbol.rsplit('.')[-1]}\b", text), f"{page.name}: {symbol} is not in line {line}"
+            links += 1
+    assert links > 100
+
+
+def test_a_moved_definition_makes_a_page_stale(tmp_path: Path) -> None:
+    """The line of an older version is not the line of today."""
+    code, page = tmp_path / "code.py", tmp_path / "page.md"
+    code.write_text("def f():\n    return 1\n", encoding="utf-8")
+    before = readme.anchored(page, "[`f`](code.py)")
+    code.write_text('"""Grown."""\n\ndef f():\n    return 1\n', encoding="utf-8")
+    readme.definitions.cache_clear()
+    assert (before, readme.anchored(page, before)) == ("[`f`](code.py#L1)", "[`f`](code.py#L3)")
+
+
+def test_the_command_takes_no_arguments() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lockproofs.readme", "README.md"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "takes no arguments" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -57,6 +106,7 @@ def test_the_index_lists_every_page_by_its_title() -> None:
         ("<!-- verdicts -->\n", "no partner"),
         ("<!-- verdicts -->\n<!-- /proofs -->\n", "no partner"),
         ("<!-- proofs M -->\n<!-- /proofs -->\n", "no claim's id begins with M"),
+        ("[`unsettle`](../proofs/lockproofs/claim.py)\n", "claim.py does not define it; mend the link"),
     ],
 )
 def test_a_wrong_marker_is_said(text: str, words: str) -> None:

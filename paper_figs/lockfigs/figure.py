@@ -25,6 +25,7 @@ class Figure:
     draw: Callable[[list[Row]], Canvas]
     caption: Callable[[Sources], str]
     needs: tuple[str, ...] = ()  # stored results
+    takes: tuple[str, ...] = ()  # stored results that it can do without
 
     @property
     def stem(self) -> str:
@@ -38,7 +39,8 @@ class Figure:
         except (KeyError, IndexError, TypeError) as error:
             if not self.needs:
                 raise
-            again = " and ".join(f"python -m lockproofs.experiments {name}" for name in self.needs)
+            used = (*self.needs, *filter(sources.has, self.takes))
+            again = " and ".join(f"python -m lockproofs.experiments {name}" for name in used)
             raise BadInput(f"figure {self.name}: stored rows of another version ({error!r}); run {again}") from None
         write_csv(rows, folder / f"{self.stem}.csv")
         with style.styled():

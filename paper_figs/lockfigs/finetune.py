@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
 from lockfigs.figure import Figure
-from lockfigs.sources import Row, Sources, series
+from lockfigs.sources import Row, Sources, measured, series
 from lockproofs.experiments.store import Result
 
 RESULT = "dlr_finetune"
@@ -44,17 +44,13 @@ def best(result: Result, model: str, trained: str) -> Runs:
 def read(sources: Sources) -> list[Row]:
     """Mean, least and greatest held-out loss over the seeds, at every step at which it was measured."""
     result, rows = sources.stored(RESULT), []
-    every, steps = result.settings["every"], result.settings["steps"]
+    every = result.settings["every"]
     for trained, panel in TRAINED.items():
         for model in models(result):
             runs = best(result, model, trained)
-            count = min((len(run["held_out"]) for run in runs), default=0)
-            for i in range(count):
-                y = [run["held_out"][i] for run in runs if run["held_out"][i] is not None]
-                where = f"{model}, {trained}, rate {runs[0]['rate']:g}, {len(runs)} seeds"
-                x = steps - (count - 1 - i) * every
-                spread = (fmean(y), min(y), max(y)) if y else (None, None, None)
-                rows.append(Row(panel, model, x, spread[0], f"result {RESULT} | {where} | held_out[{i}]", *spread[1:]))
+            for i in range(min((len(run["held_out"]) for run in runs), default=0)):
+                fields = ("model", "trained", "rate")
+                rows.append(measured(panel, model, i * every, RESULT, runs, fields, f"held_out[{i}]"))
     return rows
 
 
@@ -71,19 +67,13 @@ def draw(rows: list[Row]) -> Canvas:
         for name, line in series(rows, panel).items():
             how = style.look(names.index(name), marker=True) | {"markerfacecolor": "white", "markevery": 2}
             style.draw(ax, line, label=NAMES.get(name, name), **how)
-            low, high = ([float("nan") if v is None else v for v in side] for side in zip(*spreads(line), strict=True))
-            ax.fill_between([float(row.x) for row in line], low, high, color=how["color"], alpha=0.2, linewidth=0)
+            style.band(ax, line, how["color"])
         style.panel_name(ax, f"({'abcd'[i]}) {panel}")
         ax.set_xlabel("step" if i >= len(panels) - 2 else "")
     handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     canvas.supylabel("held-out loss, nats per token", fontsize=7)
     canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, columnspacing=1.0)
     return canvas
-
-
-def spreads(line: list[Row]) -> list[tuple[float | None, float | None]]:
-    """Low and high of every row."""
-    return [(row.low, row.high) for row in line]
 
 
 def caption(sources: Sources) -> str:

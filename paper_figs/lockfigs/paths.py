@@ -6,60 +6,108 @@ from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
 from lockfigs.figure import Figure
-from lockfigs.sources import Row, Sources, series
+from lockfigs.sources import Row, Sources, groups, measured, series
 
 PLOTS = {
-    "MergeBarrier, attention": ("MB-BARRIER", "Loss on the straight path from the protected model"),
+    "attention planes": ("MB-BARRIER", "Loss on the straight path from the protected model"),
+    "Taylor layers": ("TAYLOR-COEFF", "Loss on the straight path from a model recovered"),
     "PaRaMS": ("MB-BARRIER", "Loss on the straight path from a model under PaRaMS"),
     "MergeLock": ("MB-BARRIER", "Loss on the straight path from a model under MergeLock"),
-    "MergeBarrier, Taylor": ("TAYLOR-COEFF", "Loss on the straight path from a model recovered"),
 }
-BEFORE, AFTER = "before the lock", "after the lock"
+DLR, TRAP = "dlr_paths", "trap_paths"
+KINDS = {"full": "Trap², full updates", "lora": "Trap², LoRA"}
+PANELS = ("attention planes", "Taylor layers", "DLR-Lock", *KINDS.values(), "PaRaMS", "MergeLock")
+BEFORE, WITH, NOMINAL = "before the lock", "with the lock", "expert kept at s = 1"
+SAME = {  # names of a source, as the legend has them
+    "after the lock": WITH,
+    "with the lock, all but MLPs": WITH,
+    "keyless, k from the other": "keyless",
+    "plane signs from the other": "plane signs",
+    "Procrustes with the other": "Procrustes",
+    "anchored on the other": "anchored",
+    "coefficients, signs from the other": "unit signs told",
+    "coefficients, signs of units as they come": "unit signs unknown",
+    "distilled back from the base": "distilled, from the base",
+    "distilled back, fresh MLPs": "distilled, untrained start",
+}
+HOLLOW: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "none"}
 LOOKS: dict[str, dict[str, Any]] = {
-    BEFORE: {"color": style.GREY, "linewidth": 3.0, "alpha": 0.45},
-    AFTER: {"color": style.RED, "linestyle": (0, (5, 1.5))},
-    "keyless, k from the other": {"color": style.BLACK, "marker": "o", "linestyle": "none", "markerfacecolor": "none"},
-    "plane signs from the other": {"color": style.BLACK, "marker": "x", "linestyle": "none"},
-    "Procrustes with the other": {"color": style.BLUE, "linestyle": (0, (1, 1.2))},
-    "anchored on the other": {"color": style.BLUE, "marker": "^", "linestyle": "none", "markerfacecolor": "none"},
-    "coefficients, signs of units as they come": {"color": style.ORANGE, "linestyle": (0, (6, 1.5, 1, 1.5))},
-    "coefficients, signs from the other": {"color": style.GREEN, "marker": "s", "linestyle": "none",
-                                           "markerfacecolor": "none"},
-}  # fmt: skip
+    BEFORE: dict(style.BEFORE),
+    WITH: {"color": style.RED, "linestyle": (0, (5, 1.5))},
+    "keyless": {"color": style.BLACK, "marker": "o", **HOLLOW},
+    "plane signs": {"color": style.BLACK, "marker": "x", "linestyle": "none"},
+    "Procrustes": {"color": style.BLUE, "linestyle": (0, (1, 1.2))},
+    "unit signs told": {"color": style.BLACK, "marker": "s", **HOLLOW},
+    "unit signs unknown": {"color": style.ORANGE, "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "distilled, from the base": {"color": style.BLACK, "marker": "^", **HOLLOW},
+    "distilled, untrained start": {"color": style.GREEN, "linestyle": (0, (4, 1, 1, 1, 1, 1))},
+    NOMINAL: {"color": style.BLACK, "marker": "D", "markersize": 2.6, "markerfacecolor": "white", "linewidth": 0.8},
+    "anchored": {"color": style.BLACK, "marker": "v", **HOLLOW},
+}
 
 
 def read(sources: Sources) -> list[Row]:
-    """A panel for each lock."""
-    return [row for panel, (claim, title) in PLOTS.items() for row in sources.curves(claim, title, panel)]
+    """A panel for each lock, in the order of PANELS."""
+    rows = [row for panel, (claim, title) in PLOTS.items() for row in sources.curves(claim, title, panel)]
+    for row in sources.stored(DLR).rows:
+        rows += [
+            measured("DLR-Lock", row["path"], x, DLR, [row], ("path",), f"losses[{i}]")
+            for i, x in enumerate(row["alphas"])
+        ]
+    trap = sources.stored(TRAP).rows if sources.has(TRAP) else []
+    for (kind, strength, path), runs in groups(trap, "kind", "strength", "path").items():
+        name = {(False, "straight"): BEFORE, (True, "straight"): WITH, (True, "nominal"): NOMINAL}[strength > 0, path]
+        rows += [
+            measured(KINDS[kind], name, x, TRAP, runs, ("kind", "strength", "path"), f"losses[{i}]")
+            for i, x in enumerate(runs[0]["alphas"])
+        ]
+    return [row for panel in PANELS for row in rows if row.panel == panel]
 
 
 def draw(rows: list[Row]) -> Canvas:
-    """Panels side by side with one legend."""
-    canvas = style.canvas(4.3)
-    axes = canvas.subplots(2, 2, sharex=True).ravel()
-    handles = {}
-    for i, (ax, panel) in enumerate(zip(axes, PLOTS, strict=True)):
+    """Two panels a line; the legend stands where one is left over, or below."""
+    panels = [panel for panel in PANELS if series(rows, panel)]
+    lines = (len(panels) + 2) // 2
+    canvas = style.canvas(1.5 * lines)
+    axes = canvas.subplots(lines, 2).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    handles: dict[str, Any] = {}
+    for i, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
         for name, line in series(rows, panel).items():
-            handles[name] = style.draw(ax, line, **LOOKS[name])
-        ax.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xlabel="α, share of the other" if i > 1 else "")
-        style.panel_name(ax, f"({'abcd'[i]}) {panel}")
+            label = SAME.get(name, name)
+            handles[label] = style.draw(ax, line, **LOOKS[label])
+            style.band(ax, line, LOOKS[label]["color"])
+        ax.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
+        ax.set_xlabel("α, share of the other" if i >= len(panels) - 2 else "")
+        style.panel_name(ax, f"({'abcdefg'[i]}) {panel}")
     canvas.supylabel("loss, nats per token", fontsize=7)
-    labels = [name.replace("coefficients, ", "").capitalize() for name in handles]
-    canvas.legend(
-        handles.values(), labels, loc="outside lower center", ncols=2, columnspacing=0.8, fontsize=5.8, handlelength=2.2
-    )
+    shown = {label: handles[label] for label in LOOKS if label in handles}
+    axes[-1].legend(shown.values(), shown.keys(), loc="center", borderaxespad=0, fontsize=6, handlelength=2.2)
     return canvas
 
 
 def caption(sources: Sources) -> str:
     """What is shown."""
+    trap = ""
+    if sources.has(TRAP):
+        result = sources.stored(TRAP)
+        seeds = len({row["seed"] for row in result.rows})
+        strengths = sorted({row["strength"] for row in result.rows} - {0})
+        trap = (
+            f"Trap²: the zoo's base and an expert on addition, λ = {' or '.join(f'{s:g}' for s in strengths)}, towards "
+            f"an unprotected one on reversal, mean and range of {seeds} seeds, answer loss over both skills; kept at "
+            "s = 1, the expert stays whole and α scales the other's update. "
+        )
     return (
         "Loss at (1 − α) θ₁ + α θ₂ from a protected model θ₁ to another of the same origin, which the attacker has, as "
-        "for merging. (a) half of each key head's rotary planes flipped; (b), (c) two peers, their query/key half left "
-        "out because a Qwen3 does not let it through; (d) a Taylor lock has no weights to merge, so there is no path "
-        "with it, but the coefficient attack on a bfloat16 release gives weights. Panels (a) to (c) are on lines of "
-        "the zoo's skills, (d) on text; each has a scale of its own."
+        "for merging. Attention planes: half of each key head's rotary planes flipped. Taylor layers have no weights "
+        "to merge, so there is no path with the lock; the coefficient attack on a bfloat16 release gives weights. "
+        "DLR-Lock: with it only what both models have is merged, the DLR-Nets staying; the attacker distills them "
+        f"back, from the base's MLPs or from untrained ones. {trap}PaRaMS and MergeLock are peers, their query/key "
+        "half left out because a Qwen3 does not let it through. Loss is on lines of the zoo's skills, for Taylor "
+        "layers on text; each panel has a scale of its own."
     )
 
 
-FIGURE = Figure(5, "paths", "Loss along straight merge paths", read, draw, caption)
+FIGURE = Figure(5, "paths", "Loss along straight merge paths", read, draw, caption, needs=(DLR,), takes=(TRAP,))

@@ -1,16 +1,19 @@
 """Where figures take their numbers from: an audit's report.json, and the stored results of experiments."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lockproofs.claim import BadInput, MissingInput, Plot
 from lockproofs.experiments import store
 from lockproofs.report import FORMAT
 
+Stored = dict[str, Any]  # a row of a stored result
 AGAIN = "run lockref audit with this version and name its report.json with --report"
 
 
@@ -87,6 +90,36 @@ class Sources:
     def has(self, name: str) -> bool:
         """Whether a result is stored, for series that a figure can do without."""
         return (self.results / f"{name}.json").is_file()
+
+
+def groups(rows: Iterable[Stored], *fields: str) -> dict[tuple[Any, ...], list[Stored]]:
+    """Stored rows that agree in these fields, one a seed, in the order of the rows."""
+    found: dict[tuple[Any, ...], list[Stored]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[field] for field in fields), []).append(row)
+    return found
+
+
+def measured(
+    panel: str, name: str, x: float | str, result: str, runs: list[Stored], fields: Iterable[str], what: str
+) -> Row:
+    """Mean, least and greatest over the runs of `what`, a field like loss[3] or merged.add; a gap where none has it.
+
+    The runs agree in `fields`; with their seeds, these are what the row says of its source.
+    """
+    values = [value for value in (_within(run, what) for run in runs) if value is not None]
+    known = [f"{field}={runs[0][field]}" for field in fields]
+    if all("seed" in run for run in runs):
+        known.append(f"seed={'|'.join(str(run['seed']) for run in runs)}")
+    spread = (fmean(values), min(values), max(values)) if values else (None, None, None)
+    ends = spread[1:] if len(runs) > 1 else (None, None)
+    return Row(panel, name, x, spread[0], f"result {result} | {'; '.join(known)} | {what}", *ends)
+
+
+def _within(row: Any, what: str) -> float | None:
+    for part in re.findall(r"\w+", what):
+        row = row[int(part)] if isinstance(row, list) else row[part]
+    return None if row is None else float(row)
 
 
 def series(rows: Iterable[Row], panel: str) -> dict[str, list[Row]]:

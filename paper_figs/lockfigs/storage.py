@@ -6,7 +6,7 @@ from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
 from lockfigs.figure import Figure
-from lockfigs.sources import Row, Sources, series
+from lockfigs.sources import Row, Sources, measured, series
 
 PLOT = "Bytes that each attacker stores for one MLP"
 FORM, LEDGER, TORCH = ": closed form", ": ledger", ": PyTorch"
@@ -25,10 +25,9 @@ SHOWN = (500, 1_000, 2_000, 5_000, 10_000, 20_000)  # bytes per token, named on 
 def read(sources: Sources) -> list[Row]:
     """Closed form and ledger of every attacker, and what PyTorch keeps."""
     torch = [
-        Row(PANEL, row["way"] + TORCH, row["depth"], row["bytes_per_token"],
-            f"result {RESULT} | {row['way']}, depth {row['depth']} | bytes_per_token")
+        measured(PANEL, row["way"] + TORCH, row["depth"], RESULT, [row], ("way", "depth"), "bytes_per_token")
         for row in sources.stored(RESULT).rows
-    ]  # fmt: skip
+    ]
     return sources.curves("DLR-FRONTIER", PLOT, PANEL) + torch
 
 

@@ -74,6 +74,17 @@ def draw(ax: Axes, rows: Sequence[Row], **how: Any) -> Any:
     return ax.plot([row.x for row in rows], y, **how)[0]
 
 
+def band(ax: Axes, rows: Sequence[Row], color: str) -> None:
+    """From low to high of the rows that have both."""
+    if any(row.low is not None and row.high is not None for row in rows):
+        low, high = ([float("nan") if v is None else v for v in side] for side in zip(*map(spread, rows), strict=True))
+        ax.fill_between([float(row.x) for row in rows], low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def spread(row: Row) -> tuple[float | None, float | None]:
+    return row.low, row.high
+
+
 def label_ends(ax: Axes, ends: Iterable[tuple[float, str, Any]], *, gap: float = 0.052, at: float = 1.02) -> None:
     """Names lines at the right, each beside its last height, moved apart (shares of the axis) if they would touch."""
     ax.figure.canvas.draw()

@@ -1,6 +1,5 @@
-"""Figure 8: Trap² along the scale of the update, and merged by every operator."""
+"""Figure 8: Trap² along the scale of the update, against its strength, and merged by every operator."""
 
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -8,69 +7,103 @@ from matplotlib.figure import Figure as Canvas
 
 from lockfigs import style
 from lockfigs.figure import Figure
-from lockfigs.sources import Row, Sources, series
+from lockfigs.sources import Row, Sources, groups, measured, series
 
-SCALE, MERGE, SKILL = "trap_scale", "trap_merge", "add"
-MAP = "merged"
-KINDS = {"full": "full", "lora": "LoRA"}
-
-
-def name(kind: str, strength: float) -> str:
-    """Of a kind of update, protected or not."""
-    return f"{KINDS[kind]}, λ = {strength:g}"
-
-
-def groups(rows: list[dict[str, Any]], *fields: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Rows that agree in these fields, one a seed, in the order of the rows."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[field] for field in fields), []).append(row)
-    return found
+SCALE, STRENGTH, MERGE, SKILL = "trap_scale", "trap_strength", "trap_merge", "add"
+SWEEP, MAP = "strength", "merged"
+KINDS = {"full": "full updates", "lora": "LoRA"}
+SHORT = {"full": "full", "lora": "LoRA"}
+ALONE = ("base", "expert", "partner", "half partner")
+UNSHARED = ("nominal", "nominal-layers", "layer-scales", "tensor-subset")  # not one scale for both members
+ROW = 0.135  # inches of a line of the map
 
 
 def read(sources: Sources) -> list[Row]:
-    """Mean, least and greatest over seeds: losses at every scale; exact match for every operator, where stored."""
+    """Losses at every scale; exact match against λ and for every operator, where stored; mean and range of seeds."""
     rows = []
     for (kind, strength), runs in sorted(groups(sources.stored(SCALE).rows, "kind", "strength").items()):
-        label, count = name(kind, strength), f"{len(runs)} seed{'s' * (len(runs) > 1)}"
         for i, s in enumerate(runs[0]["scales"]):
-            y = [run["loss"][i] for run in runs]
-            source = f"result {SCALE} | {label}, {count} | loss[{i}]"
-            rows.append(Row(KINDS[kind], f"λ = {strength:g}, {count}", s, fmean(y), source, min(y), max(y)))
-    merged = sources.stored(MERGE).rows if sources.has(MERGE) else []
-    for (kind, strength, operator), runs in groups(merged, "kind", "strength", "operator").items():
-        label, y = name(kind, strength), [run[SKILL] for run in runs]
-        source = f"result {MERGE} | {label}, {operator}, {len(runs)} seeds | {SKILL}"
-        rows.append(Row(MAP, operator, label, fmean(y), source, min(y), max(y)))
+            name = f"λ = {strength:g}"
+            rows.append(measured(KINDS[kind], name, s, SCALE, runs, ("kind", "strength"), f"loss[{i}]"))
+    return rows + _sweep(sources) + _merges(sources)
+
+
+def _sweep(sources: Sources) -> list[Row]:
+    """Alone and merged, at the usual law and number of steps."""
+    stored = sources.stored(STRENGTH).rows if sources.has(STRENGTH) else []
+    steps, rows = max((row["steps"] for row in stored), default=0), []
+    usual = [row for row in stored if (row["law"], row["steps"]) == ("published", steps)]
+    for row in sorted(usual, key=lambda row: row["strength"]):
+        alone = f"match[{row['scales'].index(1.0)}]"
+        for what, field in (("alone", alone), ("merged", f"merged.{SKILL}")):
+            fields = ("kind", "strength", "steps", "law")
+            name = f"{SHORT[row['kind']]}, {what}"
+            rows.append(measured(SWEEP, name, f"{row['strength']:g}", STRENGTH, [row], fields, field))
     return rows
 
 
+def _merges(sources: Sources) -> list[Row]:
+    merged = sources.stored(MERGE).rows if sources.has(MERGE) else []
+    found = groups(merged, "operator", "kind", "strength").items()
+    return [
+        measured(MAP, name, f"{SHORT[kind]}, λ = {strength:g}", MERGE, runs, ("operator", "kind", "strength"), SKILL)
+        for (name, kind, strength), runs in sorted(found, key=lambda item: part(item[0][0]))
+    ]
+
+
+def part(operator: str) -> int:
+    """Of the map: what is no merge, operators on whole models, in the spaces of adapters, with scales of their own."""
+    if operator in ALONE or operator in UNSHARED:
+        return 0 if operator in ALONE else 3
+    return 2 if "knots" in operator or "core" in operator else 1
+
+
 def draw(rows: list[Row]) -> Canvas:
-    """Curves above, a panel for each kind of update; below the map with its numbers written in, where there is one."""
-    operators = series(rows, MAP)
-    below = 0.5 + 0.17 * len(operators) if operators else 0.0
-    canvas = style.canvas(2.3 + below)
-    grid = canvas.add_gridspec(2 if operators else 1, 2, height_ratios=[2.3, below] if operators else [1])
-    first = None
-    for j, (panel, letter) in enumerate(zip(KINDS.values(), "ab", strict=True)):
-        ax = canvas.add_subplot(grid[0, j], sharey=first)
-        first = first or ax
-        for i, (label, line) in enumerate(series(rows, panel).items()):
-            how = style.look(i, marker=True) | {"markerfacecolor": "white"}
-            style.draw(ax, line, label=label, **how)
-            x, low, high = ([float(getattr(row, side)) for row in line] for side in ("x", "low", "high"))
-            ax.fill_between(x, low, high, color=how["color"], alpha=0.2, linewidth=0)
+    """Curves above, a panel for each kind of update; against λ in the middle; below the map with its numbers."""
+    operators, sweep = series(rows, MAP), series(rows, SWEEP)
+    heights = [2.1, *[1.6] * bool(sweep), *[0.4 + ROW * len(operators)] * bool(operators)]
+    canvas = style.canvas(sum(heights) + 0.3)
+    grid = iter(canvas.add_gridspec(len(heights), 1, height_ratios=heights))
+    _curves(canvas, next(grid), rows)
+    if sweep:
+        _against(canvas.add_subplot(next(grid)), sweep)
+    if operators:
+        bottom = canvas.add_subplot(next(grid))
+        _map(bottom, operators, list(dict.fromkeys(str(row.x) for row in rows if row.panel == MAP)))
+        style.panel_name(bottom, f"({'cd'[bool(sweep)]}) exact match of the merge on addition, %")
+    return canvas
+
+
+def _curves(canvas: Canvas, place: Any, rows: list[Row]) -> None:
+    strengths = sorted({row.series for row in rows if row.panel in KINDS.values()}, key=lambda n: float(n.split()[-1]))
+    axes = place.subgridspec(1, 2).subplots(sharey=True)
+    handles = {}
+    for ax, panel, letter in zip(axes, KINDS.values(), "ab", strict=True):
+        for label, line in series(rows, panel).items():
+            how = style.look(strengths.index(label), marker=True) | {"markerfacecolor": "white", "markersize": 2.6}
+            handles[label] = style.draw(ax, line, **how)
+            style.band(ax, line, how["color"])
         ax.axvline(1, color=style.FAINT, linewidth=0.6, zorder=0)
         ax.set(yscale="log", xlabel="s, scale of the update", xticks=[0, 0.5, 1, 1.5, 2])
-        ax.legend(fontsize=5.8, loc="lower center", bbox_to_anchor=(0.5, 1.1), borderaxespad=0)
         style.panel_name(ax, f"({letter}) {panel}")
-    if first is not None:
-        first.set_ylabel("loss, nats per token")
-    if operators:
-        bottom = canvas.add_subplot(grid[1, :])
-        _map(bottom, operators, list(dict.fromkeys(str(row.x) for row in rows if row.panel == MAP)))
-        style.panel_name(bottom, "(c) exact match of the merge, %")
-    return canvas
+    axes[0].set_ylabel("loss, nats per token")
+    shown = {label: handles[label] for label in strengths}
+    canvas.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, columnspacing=1.0, fontsize=6)
+
+
+def _against(ax: Any, sweep: dict[str, list[Row]]) -> None:
+    places = sorted({str(row.x) for line in sweep.values() for row in line}, key=float)
+    for i, (name, line) in enumerate(sorted(sweep.items())):
+        how = style.look(i // 2, marker=True) | (
+            {"linestyle": "-"} if "alone" in name else {"markerfacecolor": "white"}
+        )
+        how["linestyle"] = "-" if "alone" in name else (0, (3, 1.2))
+        ax.plot([places.index(str(row.x)) for row in line], [100 * (row.y or 0) for row in line], label=name, **how)
+    ax.set_xticks(range(len(places)), places)
+    ax.set(xlabel="λ", ylabel="exact match, %", ylim=(0, 104))
+    above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.0}
+    ax.legend(**above, ncols=2, columnspacing=1.0, fontsize=6)
+    style.panel_name(ax, "(c) expert on addition")
 
 
 def _map(ax: Any, operators: dict[str, list[Row]], columns: list[str]) -> None:
@@ -80,29 +113,48 @@ def _map(ax: Any, operators: dict[str, list[Row]], columns: list[str]) -> None:
             cells[i, columns.index(str(row.x))] = 100 * (row.y or 0)
     ax.imshow(cells, cmap="Greys", vmin=0, vmax=140, aspect="auto")
     for i, j in np.argwhere(~np.isnan(cells)):
-        ax.text(j, i, f"{cells[i, j]:.0f}", ha="center", va="center", fontsize=6,
+        ax.text(j, i, f"{cells[i, j]:.0f}", ha="center", va="center_baseline", fontsize=5.8,
                 color="white" if cells[i, j] > 75 else "black")  # fmt: skip
+    parts = [part(name) for name in operators]
+    for i in range(1, len(parts)):
+        if parts[i] != parts[i - 1]:
+            ax.axhline(i - 0.5, color=style.BLACK, linewidth=0.6)
     ax.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns])
-    ax.set_yticks(range(len(operators)), list(operators))
+    ax.set_yticks(range(len(operators)), list(operators), fontsize=5.8)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
 def caption(sources: Sources) -> str:
     """What is shown."""
+    scale = sources.stored(SCALE)
     said = (
         "(a), (b) held-out answer loss on addition of the zoo's base with s times an update that was trained with "
-        "Trap² of strength λ, or without (λ = 0): mean over the seeds that the legend counts, band from the least to "
-        f"the greatest, {sources.stored(SCALE).settings['problems']} problems."
+        f"Trap² of strength λ, or without (λ = 0): mean and range of the seeds ({_seeds(scale.rows)}), "
+        f"{scale.settings['problems']} problems."
     )
+    letters = iter("cd")
+    if sources.has(STRENGTH):
+        said += (
+            f" ({next(letters)}) exact match on addition of the expert alone and after a merge with an unprotected one "
+            f"on reversal, against λ, one seed, {sources.stored(STRENGTH).settings['problems']} problems."
+        )
     if not sources.has(MERGE):
         return f"{said} Merges by operator are not shown: {MERGE} is not stored yet."
-    seeds = len({row["seed"] for row in sources.stored(MERGE).rows})
+    merge = sources.stored(MERGE)
     return (
-        f"{said} (c) held-out exact match on addition after merging the expert with an unprotected one on reversal, "
-        f"mean of {seeds} seeds, by each operator at the scale that an attacker chose on problems of its own; empty "
-        "where an operator is for LoRA alone."
+        f"{said} ({next(letters)}) exact match on addition, mean of {len({row['seed'] for row in merge.rows})} seeds, "
+        f"{merge.settings['problems']} problems, of the base, the expert, its partner on reversal, and their merge by "
+        "each operator at the scale that an attacker chose on problems of its own: on whole models, in the spaces of "
+        "adapters, and with scales that the members do not share; empty where an operator is for LoRA alone."
     )
 
 
-FIGURE = Figure(8, "trap2", "Trap²: loss against s, and merges", read, draw, caption, needs=(SCALE,))
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    counts = {f"λ = {strength:g}": len(runs) for (_, strength), runs in groups(rows, "kind", "strength").items()}
+    return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+
+
+FIGURE = Figure(
+    8, "trap2", "Trap²: loss against s, and merges", read, draw, caption, needs=(SCALE,), takes=(STRENGTH, MERGE)
+)

@@ -7,18 +7,22 @@ Without arguments it refreshes README.md and docs/*.md of the checkout it stands
     <!-- proofs MB TAYLOR -->   … <!-- /proofs -->     says how each of them is checked, or its proof;
     <!-- excerpt MB-T2A -->     … <!-- /excerpt -->    is what the published report, docs/report.json, found; and
     <!-- value MB-T2A: name of a check -->…<!-- /value -->   within a line is that check's value there;
-    <!-- pages --> … <!-- /pages -->                   lists the pages beside this one by their titles.
+    <!-- pages --> … <!-- /pages -->                   lists the pages of docs/ with what each says it is about:
+    <!-- about: what PyTorch keeps -->                 below a page's title.
+
+A link [`symbol`](../path/file.py) to what a module defines gets the line of the definition: file.py#L42.
 
 The verdicts are the recorded ones, which every audit of the embedded models compares with what it finds. The published
 report is made by `lockref audit --out DIR` and copied to docs/; figures and excerpts of the pages come from it.
 """
 
+import ast
 import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,8 @@ from lockproofs.render import SYMBOLS, given, plain, quantity
 
 BLOCK = re.compile(r"<!-- (verdicts|proofs|excerpt|pages)((?: [A-Z0-9-]+)*) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 VALUE = re.compile(r"<!-- value ([A-Z0-9-]+): (.*?) -->(.*?)<!-- /value -->")
+ABOUT = re.compile(r"<!-- about: (.+?) -->\n")
+LINK = re.compile(r"\[`([\w.]+)`\]\(([^)#:\s]+\.py)(?:#L\d+)?\)")
 MARKER = re.compile(r"<!-- /?(?:verdicts|proofs|excerpt|pages|value)\b[^>]*-->")
 CHECKOUT = Path(__file__).parents[2]
 
@@ -48,8 +54,13 @@ def _linked(claim_id: str, page: Path, proofs: Mapping[str, Path]) -> str:
     target = proofs.get(claim_id)
     if target is None:
         return claim_id
-    place = "" if target == page else os.path.relpath(target, page.parent).replace(os.sep, "/")
+    place = "" if target == page else _from(page, target)
     return f"[{claim_id}]({place}#{claim_id.lower()})"
+
+
+def _from(page: Path, target: Path | str) -> str:
+    """The target as a link on the page reads."""
+    return os.path.relpath(target, page.parent).replace(os.sep, "/")
 
 
 def proof_list(claims: Sequence[Claim], page: Path) -> str:
@@ -59,7 +70,7 @@ def proof_list(claims: Sequence[Claim], page: Path) -> str:
 
 def _proof(claim: Claim, page: Path) -> str:
     file = inspect.getsourcefile(claim.check) or ""
-    code = f"[`{claim.check.__name__}`]({os.path.relpath(file, page.parent).replace(os.sep, '/')})"
+    code = f"[`{claim.check.__name__}`]({_from(page, file)})"
     return "\n".join(
         [
             f"### {claim.id}",
@@ -76,11 +87,60 @@ def _proof(claim: Claim, page: Path) -> str:
     )
 
 
-def page_list(page: Path) -> str:
-    """Markdown: the other pages of the same folder, by their first headings."""
-    others = [other for other in sorted(page.parent.glob("*.md")) if other != page]
-    titles = [other.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for other in others]
-    return "\n".join(f"* [{title}]({other.name})" for title, other in zip(titles, others, strict=True))
+def page_list(page: Path, checkout: Path = CHECKOUT) -> str:
+    """Markdown: the other pages of docs/, each with what it is about. Raises ValueError where one does not say it."""
+    return "\n".join(
+        f"* [{title(text)}]({_from(page, other)}): {about(other, text)}"
+        for other in _docs(checkout)
+        if other != page and other.name != "README.md"
+        for text in [other.read_text(encoding="utf-8")]
+    )
+
+
+def title(text: str) -> str:
+    """A page's first heading."""
+    return text.partition("\n")[0].removeprefix("# ")
+
+
+def about(page: Path, text: str) -> str:
+    """What a page says it is about. Raises ValueError where it does not."""
+    if not (found := ABOUT.search(text)):
+        raise ValueError(f"{page}: it is in the index; say in a line below its title <!-- about: … -->")
+    return found[1]
+
+
+def anchored(page: Path, text: str) -> str:
+    """The text, its links to symbols with the lines of today. Raises ValueError for a symbol that is not there."""
+
+    def link(found: re.Match[str]) -> str:
+        symbol, target = found.groups()
+        file = page.parent / target
+        if symbol == file.name:
+            return found[0]
+        if (line := definitions(file).get(symbol)) is None:
+            raise ValueError(f"{page}: [`{symbol}`]({target}): {file.name} does not define it; mend the link")
+        return f"[`{symbol}`]({target}#L{line})"
+
+    return LINK.sub(link, text)
+
+
+@cache
+def definitions(file: Path) -> dict[str, int]:
+    """Line of everything that a module defines at its top, and of its classes' members as Class.member."""
+    try:
+        return dict(_defined(ast.parse(file.read_text(encoding="utf-8")).body))
+    except OSError:
+        return {}
+
+
+def _defined(body: Sequence[ast.stmt], inside: str = "") -> Iterator[tuple[str, int]]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield inside + node.name, node.lineno
+        if isinstance(node, ast.ClassDef):
+            yield from _defined(node.body, f"{inside}{node.name}.")
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        yield from ((inside + t.id, node.lineno) for t in targets if isinstance(t, ast.Name))
 
 
 @cache
@@ -153,7 +213,7 @@ def refreshed(page: Path, text: str, claims: Claims, proofs: Mapping[str, Path])
 
     if lone := MARKER.findall(VALUE.sub("", BLOCK.sub("", text))):
         raise ValueError(f"{page}: {lone[0]} has no partner: a block is <!-- NAME … -->, a line, <!-- /NAME -->")
-    return VALUE.sub(number, BLOCK.sub(block, text))
+    return anchored(page, VALUE.sub(number, BLOCK.sub(block, text)))
 
 
 def pages(checkout: Path = CHECKOUT) -> dict[Path, str]:
@@ -175,7 +235,11 @@ def stale(checkout: Path = CHECKOUT) -> dict[Path, str]:
 
 def main() -> None:
     """Rewrites each stale page as a whole."""
-    for page, text in stale().items():
+    try:
+        fresh = stale()
+    except ValueError as error:
+        sys.exit(str(error))
+    for page, text in fresh.items():
         temporary = page.with_name(f".{page.name}.tmp")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, page)
@@ -183,6 +247,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1:] != ["README.md"]:
+    if len(sys.argv) > 1:
         sys.exit("python -m lockproofs.readme takes no arguments: it refreshes README.md and docs/*.md")
     main()
