@@ -72,12 +72,12 @@ def caption(sources: Sources) -> str:
     return (
         "Marks: what attacks get wrong; lines: the bounds derived for them. (a) to (c) with the public base, against "
         "the size of the fine-tuning update τ: the released rotation by Procrustes, worst key head, for a random and "
-        "for trained updates rescaled; weights behind it, and invertible transforms by least squares, whose error and "
-        "bound all but coincide; share of plane signs and of MLP units that come back wrong. (d) against the precision "
-        "in which the release is saved (float64, float32, float16, bfloat16): the keyless attack, which needs no other "
-        "model, and Procrustes with the very base, worst key head; W from Taylor coefficients, worst layer, or worst "
-        "unit of one layer where z₀, the bias and order 0 are secret, with the round-off of storage times the "
-        "conditioning of the ratio of orders."
+        "for trained updates rescaled, its bound no greater than two rotations can be apart; weights behind it, and "
+        "invertible transforms by least squares, whose error and bound all but coincide; share of plane signs and of "
+        "MLP units that come back wrong. (d) against the precision in which the release is saved (float64, float32, "
+        "float16, bfloat16): the keyless attack, which needs no other model, and Procrustes with the very base, worst "
+        "key head; W from Taylor coefficients, worst layer, or worst unit of one layer where z₀, the bias and order 0 "
+        "are secret, with the round-off of storage times the conditioning of the ratio of orders."
     )
 
 

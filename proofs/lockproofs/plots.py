@@ -107,20 +107,31 @@ def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve as it is drawn: SVG path, markers, and its place in the cycle of styles."""
+    """One curve as it is drawn: SVG path, markers, and its number, from which its color, marker and dash follow.
+
+    Colors come again after six curves, with other markers and dashes; no two of 36 curves look the same.
+    """
 
     name: str
-    style: int
+    number: int
     path: str
     points: list[tuple[float, float]]
 
     @property
+    def style(self) -> int:
+        return self.number % STYLES
+
+    @property
     def marker(self) -> str:
-        return MARKERS[self.style]
+        return MARKERS[self._shifted]
 
     @property
     def dash(self) -> str:
-        return DASHES[self.style]
+        return DASHES[self._shifted]
+
+    @property
+    def _shifted(self) -> int:
+        return (self.number + self.number // STYLES) % STYLES
 
 
 @dataclass(frozen=True)
@@ -158,7 +169,7 @@ def draw(plot: Plot) -> Drawing:
         ]
         points = [p for p in placed if p]
         every = math.ceil(len(points) / MOST_MARKERS) or 1
-        lines.append(Line(curve.name, index % STYLES, _path(placed), points[::every]))
+        lines.append(Line(curve.name, index, _path(placed), points[::every]))
     return Drawing(
         plot,
         [(across(at), label) for at, label in x_axis.ticks],

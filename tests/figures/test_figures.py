@@ -13,6 +13,7 @@ from lockproofs.audit import audit
 from lockproofs.claim import BadInput
 from lockproofs.claims import all_claims
 from lockproofs.cli import main
+from lockproofs.experiments.store import stored
 from lockproofs.readme import CHECKOUT, pages
 from lockproofs.subject import zoo_subject
 
@@ -36,6 +37,11 @@ def test_captions_say_model_cases_and_commands(drawn, report):
         for said in re.findall(r"([A-Z]+(?:-[A-Z0-9]+)+) \(([\d,]+) cases\)", caption):
             checks = next(claim["checks"] for claim in report["claims"] if claim["id"] == said[0])
             assert int(said[1].replace(",", "")) == sum(check["cases"] for check in checks)
+        results = re.findall(r"the stored result (\w+) \((\d+) rows, seed (\d+)\)", caption)
+        assert {name for name, _, _ in results} == {*figure.needs, *(n for n in figure.takes if Sources(REPORT).has(n))}
+        for name, rows, seed in results:
+            assert (int(rows), int(seed)) == (len(stored(name).rows), stored(name).seed)
+            assert f"`{stored(name).command}`" in caption
 
 
 def test_fonts_are_embedded_and_nothing_is_dated(drawn):

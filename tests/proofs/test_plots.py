@@ -90,6 +90,8 @@ def test_little_data_is_drawn_all_the_same(curves, log):
     assert len(got.x_ticks) >= 2 and len(got.y_ticks) >= 2
 
 
-def test_curves_differ_in_more_than_color():
-    lines = draw(plot([([0.0, 1.0], [0.0, float(k)]) for k in range(6)])).lines
-    assert len({line.marker for line in lines}) == len({line.dash for line in lines}) == 6
+@pytest.mark.parametrize("count", [6, 36])
+def test_curves_differ_in_more_than_color(count):
+    lines = draw(plot([([0.0, 1.0], [0.0, float(k)]) for k in range(count)])).lines
+    assert len({line.marker for line in lines[:6]}) == len({line.dash for line in lines[:6]}) == 6
+    assert len({(line.style, line.marker, line.dash) for line in lines}) == count
