@@ -52,10 +52,10 @@ def model_heads(model: Checkpoint, wanted: int) -> list[tuple[Array, Array]]:
 
 
 def probe(ctx: Context, stream: int) -> NDArray[np.intp]:
-    """Token rows for comparing logits: lines of the zoo's skills, random tokens for any other model."""
-    rng, vocabulary = ctx.rng(stream), ctx.subject.model.config.vocab_size
+    """Token rows for comparing logits: lines of the zoo's skills, for any other model what its audit measures on."""
     if not ctx.subject.is_zoo:
-        return rng.integers(0, vocabulary, (ROWS, LENGTH))
+        return ctx.tokens(ROWS, LENGTH, stream)
+    rng = ctx.rng(stream)
     return np.concatenate([pack_lines(name, rng, ROWS, LENGTH) for name in SKILLS]).astype(np.intp)
 
 

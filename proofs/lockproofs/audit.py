@@ -37,6 +37,7 @@ from lockproofs.report import (
     Report,
     Seconds,
     SubjectRecord,
+    ThreatModel,
     to_json,
 )
 from lockproofs.subject import Subject
@@ -73,18 +74,19 @@ def audit(
     cases: int,
     command: Sequence[str] = ("lockref", "audit"),
     track: Track = iter,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Checks every claim on the subject; the same seed gives the same report apart from its effort.
 
-    `command` is what a reader types to run this audit again; `track` may show the progress.
+    `command` is what a reader types to run this audit again; `track` may show the progress, `say` where a claim is.
     Raises BadInput where a claim finds the user's input wrong; any other crash leaves its claim undecided.
     """
     started, begin = datetime.now(UTC), _now()
-    context = Context(subject, seed, cases)
+    context = Context(subject, seed, cases, say)
     results: list[ClaimResult] = []
     by_status: dict[str, list[NotRun]] = {"run": [], "skipped": [], "errored": []}
     spent: dict[str, Seconds] = {}
-    for claim in track(claims):
+    for claim in track([claim.about(subject) for claim in claims]):
         before = _now()
         with threadpool_limits(1, user_api="blas"):  # sums in one order: the same report on every machine's threads
             outcome = _investigate(claim, context)
@@ -103,8 +105,8 @@ def audit(
             started=started.isoformat(timespec="seconds"),
             claims=spent,
         ),
-        subjects=[_subject(role, checkpoint) for role, checkpoint in subject.checkpoints.items()],
-        threat_model=THREAT_MODEL,
+        subjects=[_record(role, checkpoint, subject) for role, checkpoint in subject.checkpoints.items()],
+        threat_model=threat_model(subject),
         coverage=Coverage(
             planned=len(claims),
             run=len(by_status["run"]),
@@ -125,7 +127,7 @@ def audit(
 
 def describe(claim: Claim) -> dict[str, Any]:
     """What is known of a claim before it is checked, JSON-able."""
-    stated = claim.model_dump(mode="json", exclude={"check", "rerun"})
+    stated = claim.model_dump(mode="json", exclude={"check", "rerun", "on_subject"})
     return {**stated, "method": method(claim)}
 
 
@@ -197,14 +199,28 @@ def _nothing(reason: str) -> dict[str, Any]:
     }
 
 
-def _subject(role: str, checkpoint: Checkpoint) -> SubjectRecord:
+def threat_model(subject: Subject) -> ThreatModel:
+    """What the attackers of this audit know: with a directory, what came with it."""
+    if subject.is_zoo:
+        return THREAT_MODEL
+    given = {
+        "base": "the public base model (--base)",
+        "peer:1": "other experts of the same base (--peer)",
+    }
+    known = [what for role, what in given.items() if subject.has(role)]
+    told = ["(the auditor, not the attacker, has the unlocked reference)"] * subject.has("reference")
+    return THREAT_MODEL.model_copy(update={"knows": [*THREAT_MODEL.knows[:2], *known, *told]})
+
+
+def _record(role: str, checkpoint: Checkpoint, subject: Subject) -> SubjectRecord:
     sizes: Counter[str] = Counter()
     for name, tensor in checkpoint.tensors.items():
         sizes[checkpoint.dtypes[name]] += tensor.size
+    files = [*checkpoint.files, *([subject.lock.file] if role == "subject" and subject.lock else [])]
     return SubjectRecord(
-        role=role,
+        role="peer" if role.startswith("peer:") else role,
         name=checkpoint.path.resolve().name,
-        files=[File(name=f.name, sha256=f.sha256, bytes=f.bytes) for f in checkpoint.files],
+        files=[File(name=f.name, sha256=f.sha256, bytes=f.bytes) for f in files],
         parameters=sizes.total(),
         dtypes=dict(sorted(sizes.items())),
     )

@@ -20,7 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+from lockproofs.calibration import Tokens
+from lockproofs.errors import BadInput, MissingInput
 from lockproofs.subject import Subject
+
+__all__ = ["BadInput", "MissingInput"]  # of errors.py, at hand for every claim
 
 Kind = Literal["theorem", "cost", "utility", "security"]
 Severity = Literal["low", "medium", "high", "critical"]
@@ -180,14 +184,27 @@ class Evidence(Record):
 class Context:
     """What a check may use: random cases, their number, and the models under audit."""
 
-    def __init__(self, subject: Subject, seed: int, cases: int) -> None:
+    def __init__(self, subject: Subject, seed: int, cases: int, say: Callable[[str], None] = lambda _: None) -> None:
         self.subject = subject
         self.seed = seed
         self.cases = cases
+        self.say = say  # where a long check is
 
     def rng(self, stream: int = 0) -> np.random.Generator:
         """A generator of its own for every stream, so that adding a check moves no other's numbers."""
         return np.random.default_rng([self.seed, stream])
+
+    def tokens(self, rows: int, length: int, stream: int) -> Tokens:
+        """Rows to measure the subject on, (rows, length) where the data have so many; `Subject.text` names them."""
+        return self.subject.tokens(rows, length, self.rng(stream))
+
+
+class OnSubject(Record):
+    """How a claim is checked on a directory that a user names, where that says more than a sample of its weights."""
+
+    applies: Callable[[Subject], bool]
+    check: Callable[[Context], Evidence]
+    rerun: Callable[[dict[str, Any]], str]
 
 
 class Claim(Record):
@@ -204,14 +221,14 @@ class Claim(Record):
     rerun: Callable[[dict[str, Any]], str] | None = Field(
         None, description="computes the counterexample's `got` again from its `given`"
     )
+    on_subject: OnSubject | None = None
 
-
-class MissingInput(Exception):
-    """Raised by a check that needs what this subject does not have; the claim is skipped for that reason."""
-
-
-class BadInput(Exception):
-    """Something the user gave is wrong: one line saying what, where, what to do. Exit code 3."""
+    def about(self, subject: Subject) -> "Claim":
+        """The claim as it is checked on this subject."""
+        own = self.on_subject
+        if subject.is_zoo or own is None or not own.applies(subject):
+            return self
+        return self.model_copy(update={"check": own.check, "rerun": own.rerun})
 
 
 def settle(kind: Kind, evidence: Evidence) -> Evidence:

@@ -65,7 +65,23 @@ def _audit(
         Path | None,
         typer.Argument(help="Checkpoint directory (config.json, *.safetensors); the embedded models if left out."),
     ] = None,
-    base: Annotated[Path | None, typer.Option(help="Public base model of SUBJECT.")] = None,
+    base: Annotated[Path | None, typer.Option(metavar="DIR", help="Public base model of SUBJECT.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The unlocked model that SUBJECT claims to equal.")
+    ] = None,
+    peer: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Another expert of the same base; may be repeated.")
+    ] = None,
+    lock: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What SUBJECT says of itself. Default: SUBJECT/lock.json.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=".npy of tokens, or any file for a byte-level model, to measure losses on."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Share by which the loss may rise over REFERENCE's. Default: lock.json's.")
+    ] = None,
     claims: Annotated[str | None, typer.Option(metavar="ID,…", help="Only these claims.")] = None,
     cases: Cases = DEFAULT_CASES,
     fail_on: Annotated[
@@ -82,19 +98,25 @@ def _audit(
     from lockproofs.claim import BadInput
     from lockproofs.render import write_reports
     from lockproofs.report import ensure_writable, staged, to_json
-    from lockproofs.subject import directory_subject, zoo_subject
+    from lockproofs.subject import Given, directory_subject, zoo_subject
     from lockproofs.terminal import progress, verdicts
 
-    if base and not subject:
-        raise BadInput("--base needs a SUBJECT, whose base it is: name both")
+    alone = [("base", base), ("reference", reference), ("peer", peer), ("lock", lock), ("data", data),
+             ("budget", budget)]  # fmt: skip
+    for name, value in alone:
+        if value and not subject:
+            raise BadInput(f"--{name} needs a SUBJECT, whose {name} it is: name both")
     if subject and fail_on is FailOn.CHANGED:
         raise BadInput("--fail-on changed: verdicts are recorded for the embedded models only: name another")
     chosen = choose(ctx.obj(), claims)
-    models = directory_subject(subject, base) if subject else zoo_subject()
-    words = [str(subject)] * bool(subject) + (["--base", str(base)] if base else [])
+    given = Given(subject, base, reference, tuple(peer or ()), lock, data, budget) if subject else None
+    models = directory_subject(given) if given else zoo_subject()
+    words = given.words() if given else []
     ensure_writable(out)  # before the work, not after it
-    with progress(quiet) as track:
-        report = audit(models, chosen, seed=seed, cases=cases, command=["lockref", "audit", *words], track=track)
+    with progress(quiet) as (track, say):
+        report = audit(
+            models, chosen, seed=seed, cases=cases, command=["lockref", "audit", *words], track=track, say=say
+        )
     with staged(out) as folder:
         write_reports(report, folder)
     if json:
@@ -136,8 +158,8 @@ def _explain(
     claim = pick(ctx.obj(), claim_id)
     results = []
     if run:
-        with progress(quiet=bool(json)) as track:
-            results = audit(zoo_subject(), [claim], seed=seed, cases=cases, track=track).claims
+        with progress(quiet=bool(json)) as (track, say):
+            results = audit(zoo_subject(), [claim], seed=seed, cases=cases, track=track, say=say).claims
     if json:
         sys.stdout.write(to_json(results[0].model_dump(mode="json") if run else describe(claim)))
         return

@@ -29,11 +29,10 @@ SWIGLU = Deviation(
 
 
 def tokens(ctx: Context, stream: int, rows: int = ROWS) -> NDArray[np.int64]:
-    """Held-out Python text (the zoo reads bytes) or uniform random tokens, (rows, LENGTH)."""
-    rng = ctx.rng(stream)
+    """Held-out Python text (the zoo reads bytes), for any other model what its audit measures on, (rows, LENGTH)."""
     if ctx.subject.is_zoo:
-        return text_rows(stdlib_bytes(held_out=True, limit=TEXT), rng, rows, LENGTH).astype(np.int64)
-    return rng.integers(0, ctx.subject.model.config.vocab_size, (rows, LENGTH))
+        return text_rows(stdlib_bytes(held_out=True, limit=TEXT), ctx.rng(stream), rows, LENGTH).astype(np.int64)
+    return ctx.tokens(rows, LENGTH, stream)
 
 
 def check_room(ctx: Context, order: int) -> None:
@@ -45,7 +44,7 @@ def check_room(ctx: Context, order: int) -> None:
 
 
 def text_name(ctx: Context) -> str:
-    return "held-out Python text" if ctx.subject.is_zoo else "uniformly random tokens"
+    return "held-out Python text" if ctx.subject.is_zoo else ctx.subject.text
 
 
 @dataclass(frozen=True)

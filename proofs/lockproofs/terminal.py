@@ -33,18 +33,21 @@ STYLES = {
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Track]:
-    """Follows claims with a bar on standard error that names the claim and the time left."""
+def progress(quiet: bool) -> Iterator[tuple[Track, Callable[[str], None]]]:
+    """Follows claims with a bar on standard error that names the claim, where it is, and the time left."""
     with _bar(quiet) as bar:
+        task, now = bar.add_task(""), ""
 
         def track(claims: Sequence[Claim]) -> Iterable[Claim]:
-            task = bar.add_task("", total=len(claims))
+            nonlocal now
+            bar.update(task, total=len(claims))
             for claim in claims:
-                bar.update(task, description=claim.id)
+                now = claim.id
+                bar.update(task, description=now)
                 yield claim
                 bar.advance(task)
 
-        yield track
+        yield track, lambda where: bar.update(task, description=f"{now}: {where}")
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_a_random_model_gives_the_same_verdict_alone_or_with_its_base(
     evidence = run(claim, tuned)
     assert evidence.verdict is claim.recorded, evidence.explanation
     if claim.id == "MB-BARRIER":
-        with pytest.raises(MissingInput, match="give --base"):
+        with pytest.raises(MissingInput, match="needs --peer"):
             run(claim, stranger)
     else:
         assert run(claim, stranger).verdict is claim.recorded

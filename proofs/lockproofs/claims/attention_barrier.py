@@ -115,7 +115,7 @@ def pairs(ctx: Context) -> list[tuple[str, Checkpoint, Checkpoint]]:
     known = list(origins(ctx))
     chosen = [pair for pair in known if pair[0] == "a sibling"] or known
     if not chosen:
-        raise MissingInput("a path needs two ends: give --base, a model of the same origin and sizes")
+        raise MissingInput("needs --peer, another expert of the same base, or --base: a path has two ends")
     return chosen[:PAIRS]
 
 
@@ -174,7 +174,7 @@ def check_barrier(ctx: Context) -> Evidence:
         counterexample=_counterexample(),
         assumptions=[
             "the other model has the same origin and sizes: without that there is no straight path to speak of",
-            "loss on a few lines of the zoo's skills, or on random tokens for any other model",
+            "loss on a few lines of the zoo's skills, or on what --data names for any other model",
         ],
         deviations=[GOVERNING],
         plots=[

@@ -167,7 +167,7 @@ def check_rope(ctx: Context) -> Evidence:
                        ctx.seed),
         ],
         counterexample=_counterexample(),
-        assumptions=["loss on a few lines of the zoo's skills, or on random tokens for any other model"],
+        assumptions=["loss on a few lines of the zoo's skills, or on what --data names for any other model"],
         deviations=[GOVERNING],
         plots=[
             Plot(

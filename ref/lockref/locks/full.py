@@ -98,6 +98,11 @@ class Composition:
         return found
 
     @property
+    def replaces(self) -> str:
+        """What stands in place of the MLPs, in a word; empty where they are the host's own."""
+        return "DLR-Nets" if self.net else "polynomials" if self.series else ""
+
+    @property
     def block(self) -> qwen3.Block:
         """One layer of the locked model, for `qwen3.forward` and `qwen3.loss`."""
         if self.net:
