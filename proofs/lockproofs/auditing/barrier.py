@@ -154,6 +154,6 @@ def rerun(given: dict[str, Any]) -> str:
 
 FORMS = {
     "MB-BARRIER": OnSubject(
-        applies=lambda subject: bool(subject.peers) or "attention" in subject.parts, check=check_barrier, rerun=rerun
+        applies=lambda subject: bool(subject.peers) or subject.lock is not None, check=check_barrier, rerun=rerun
     ),
 }
