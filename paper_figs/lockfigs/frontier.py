@@ -45,7 +45,7 @@ def draw(rows: list[Row]) -> Canvas:
                     style.draw(ax, line, color=LOOKS[label]["color"], zorder=4, **mark)
                 else:
                     style.draw(ax, line, drawstyle="steps-post", **LOOKS[label])
-            ax.set(yscale="log", xlim=(0.8, 3.6), xticks=[1, 2, 3])
+            ax.set(yscale="log", xlim=(0.8, 4.1), xticks=[1, 2, 3, 4])
             ax.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
             ax.axhline(1, color=style.FAINT, linewidth=0.6, zorder=0)
             style.panel_name(ax, f"Qwen3-{size}" if goal == GOALS["all"] else "")
