@@ -15,7 +15,7 @@ SOURCES = {
     "lockfigs": ROOT / "paper_figs",
 }
 FLOORS = ("lockref.autodiff", "lockref.models", "lockref.locks", "lockref.attacks")
-HEAVY = {"torch", "transformers", "peft", "mergekit"}
+HEAVY = {"torch", "transformers", "peft", "mergekit", "sklearn"}
 
 FORBIDDEN = {
     "lockref": {"lockproofs", "lockcross", "lockfigs", *HEAVY},
