@@ -28,7 +28,7 @@ STEPS = 300
 RATES = {"full": 1e-3, "lora": 3e-3}
 RANK, ALPHA = 4, 8.0
 SEEDS = (0, 1, 2, 3, 4)
-STRENGTHS = {kind: (published.strength, 0.01, 0.02, 0.05, 0.1) for kind, published in PUBLISHED.items()}
+STRENGTHS = {kind: (published.strength, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8) for kind, published in PUBLISHED.items()}
 CEILING = float(np.log(NET.classes))  # nats of a uniform guess
 RECOVERY = {"steps": 10, "rate": 1e-3, "images": 32}  # of each step, from an attacker's own
 
@@ -42,6 +42,11 @@ class Plan:
     seed: int
     skill: str = SKILL
     order: int = 0  # another one draws the batches in another order
+
+
+def partner(plan: Plan) -> Plan:
+    """The unprotected expert on the other half, of the same kind and base, that an expert is merged with."""
+    return Plan(plan.kind, 0.0, plan.seed, PARTNER)
 
 
 def recipe(steps: int, rate: float, *seed: int) -> Recipe:

@@ -6,11 +6,15 @@ import pytest
 from lockref.attacks.layer_scales import group_of, layer_scales
 from lockref.attacks.merging_grid import Members, best
 from lockref.attacks.nominal_merge import nominal_merge
+from lockref.attacks.operator_merge import operator_merge
+from lockref.attacks.projected_merge import projected_merge
 from lockref.attacks.recovery import recover
 from lockref.attacks.shared_scale import shared_scale
 from lockref.attacks.tensor_subset import part_of, tensor_subset
 from lockref.locks.dlr_training import Recipe
+from lockref.merging import SETTINGS, Adapter, Slerp, merge
 
+EPS = float(np.finfo(np.float64).eps)
 NAMES = ("embed", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight")
 RNG = np.random.default_rng(5)
 BASE, PROTECTED, OTHER = ({n: RNG.standard_normal((2, 3)) for n in NAMES} for _ in range(3))
@@ -34,6 +38,21 @@ def test_the_shared_scale_is_found_and_a_nominal_one_is_out_of_its_reach():
     nominal = nominal_merge(MEMBERS, everywhere(1.0, 0.3))
     assert nominal.found["scale"] == 0.3 and nominal.found["score"] < 1e-20
     assert nominal_merge(MEMBERS, everywhere(0.4, 0.4)).found["score"] > 0.1
+
+
+def test_a_projected_merge_leaves_the_protected_direction_at_one():
+    aligned = Members(BASE, PROTECTED, [{n: OTHER[n] + 0.6 * PROTECTED[n] for n in NAMES}])
+    tensors = projected_merge(aligned, everywhere(0.8, 0.4)).guesses[0]
+    change = {n: tensors[n] - BASE[n] for n in NAMES}
+    own = sum(np.vdot(u, u) for u in PROTECTED.values())
+    along = sum(np.vdot(change[n], PROTECTED[n]) for n in NAMES) / own
+    assert abs(along - 1) <= 100 * EPS  # sums of 18 products, some of them cancelling, three times over
+    nominal = nominal_merge(aligned, everywhere(0.8, 0.4)).guesses[0]
+    assert abs(sum(np.vdot(nominal[n] - BASE[n], PROTECTED[n]) for n in NAMES) / own - 1) > 0.01
+    rho = MEMBERS.overlap
+    found = projected_merge(MEMBERS, everywhere(1 - 0.3 * rho, 0.3)).found
+    assert found["scale"] == 0.3 and found["overlap"] == rho and found["score"] < 1e-20
+    assert Members(BASE, {n: 0 * w for n, w in BASE.items()}, (OTHER,)).overlap == 0
 
 
 def test_scales_of_layers_are_found_one_by_one():
@@ -88,3 +107,37 @@ def test_models_and_updates_are_the_same_members():
     got = Members.of_models(BASE, models[0], models[1:]).merged(1.0, 0.5)
     for n, w in MEMBERS.merged(1.0, 0.5).items():
         assert np.allclose(got[n], w, rtol=0, atol=1e-14)  # a subtraction and an addition of numbers below 4
+
+
+WIDE = {"a": (6, 5), "b": (4, 7)}
+
+
+def drawn(rng):
+    return {n: rng.standard_normal(size) for n, size in WIDE.items()}
+
+
+def adapter(rng):
+    b, a = (
+        {n: rng.standard_normal((size[0], 2)) for n, size in WIDE.items()},
+        {n: rng.standard_normal((2, size[1])) for n, size in WIDE.items()},
+    )
+    return Adapter(b, a, 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "linear-sum"])
+def test_an_operator_is_merged_at_every_scale_as_merge_itself_does(name):
+    """Scales enter affinely, so two merges give the others; random trims must not be drawn again between them."""
+    rng, setting = np.random.default_rng(8), SETTINGS[name]
+    base = drawn(rng)
+    members = [adapter(rng) if setting.space != "full" else drawn(rng) for _ in range(2)]
+    seen = []
+    found = operator_merge(base, members, setting, lambda t: seen.append(t) or -len(seen), (0.3, 1.0, 1.7), seed=4)
+    scaled = setting.of == "updates" and not isinstance(setting.rule, Slerp)
+    scales = (0.3, 1.0, 1.7) if scaled else (1.0,)
+    assert found.found["scale"] == scales[-1] and found.found["tried"] == len(seen) == len(scales)
+    for s, got in zip(scales, seen, strict=True):
+        tuned = setting.tuned(scale=s) if scaled else setting
+        want = merge(base, members, tuned, rng=np.random.default_rng(4)).tensors
+        for n, w in want.items():
+            size = np.abs(base[n]).max() + np.abs(seen[-1][n]).max()
+            assert np.max(np.abs(got[n] - w)) <= 64 * EPS * size, f"{name}, scale {s}: {n}"

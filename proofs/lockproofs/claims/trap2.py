@@ -1,6 +1,7 @@
 """Trap² (arXiv 2601.21898): its objective, its weighting, and what its updates survive."""
 
 from lockproofs.claims import (
+    trap2_agnostic,
     trap2_bounded,
     trap2_collapse,
     trap2_gradient,
@@ -16,4 +17,5 @@ CLAIMS = (
     *trap2_utility.CLAIMS,
     *trap2_collapse.CLAIMS,
     *trap2_merge.CLAIMS,
+    *trap2_agnostic.CLAIMS,
 )

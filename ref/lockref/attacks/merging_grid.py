@@ -41,6 +41,13 @@ class Members:
         updates = [{n: m[n] - w for n, w in base.items()} for m in (protected, *others)]
         return cls(base, updates[0], updates[1:])
 
+    @property
+    def overlap(self) -> float:
+        """ρ = ⟨Δ, Σ Δ_i⟩ / ⟨Δ, Δ⟩ over all tensors: what a sum of updates adds to the scale of Δ; 0 where Δ = 0."""
+        own = sum(float(np.vdot(update, update)) for update in self.protected.values())
+        shared = sum(float(np.vdot(self.protected[n], update[n])) for update in self.others for n in self.base)
+        return shared / own if own else 0.0
+
     def merged(self, protected: float | Mapping[str, float], others: float | Mapping[str, float]) -> dict[str, Any]:
         """W₀ + p Δ + o Σ Δ_i; scales are shared by all tensors, or given for each by name."""
 
