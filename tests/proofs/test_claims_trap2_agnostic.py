@@ -96,6 +96,7 @@ AS_PUBLISHED = [("digits", kind, published.strength) for kind, published in PUBL
         (5.0, 0.0, [("digits", "lora")], Verdict.REFUTED),
         (5.0, 0.0, [("digits", "lora"), ("digits", "full")], Verdict.REFUTED),
         (5.0, 0.0, [("zoo", "lora")], Verdict.UNDECIDED),  # too few λ for a no
+        (5.0, 0.95, [("digits", "full")], Verdict.REFUTED),  # by the curve alone
         (5.0, 0.0, NOTHING, Verdict.UNDECIDED),  # alike, but protection does nothing
         (1.0, 0.0, [], Verdict.UNDECIDED),  # merges fail, the curve does not say why
     ],
@@ -111,27 +112,25 @@ def test_the_rule_on_planted_rows(monkeypatch, factor, merged, but, want):
         assert CLAIM.rerun(json.loads(json.dumps(found.given))) == found.got
 
 
-def test_what_an_expert_costs_refutes_where_every_strength_costs_it(monkeypatch):
-    results = planted(5.0, 0.0)
+def test_strengths_that_cost_the_skill_do_not_count(monkeypatch):
+    results = planted(5.0, 0.0, [("digits", "lora")])
     for row in results["trap_digits"].where(kind="lora"):
-        if row["strength"] and "stopped" not in row:
+        if row["strength"] > 0.01 and "stopped" not in row:
             row["match"] = [0.5] * len(row["match"])
     use(monkeypatch, results)
-    evidence = run()
-    assert evidence.verdict is Verdict.REFUTED and evidence.counterexample.given["question"] == "spared"
-    assert CLAIM.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
+    assert run().verdict is Verdict.UNDECIDED  # two λ are too few for a no
 
 
 def test_what_holds_needs_one_strength_for_all_questions(monkeypatch):
-    """Half the λ raise the curve for nothing, the other half spoil merges and cost the skill as well."""
+    """Small λ raise the curve and leave merges as they are; larger ones spoil merges alone."""
     results = planted(5.0, 0.0)
     for row in results["trap_digits"].where(kind="full"):
-        if row["strength"] == 0 or "stopped" in row:
-            continue
-        if row["strength"] < 0.1:
-            row["merges"] = json.loads(json.dumps(plain_of(results["trap_digits"], row, order=0)["merges"]))
-        else:
-            row["match"] = [0.5] * len(row["match"])
+        if row["strength"] and "stopped" not in row:
+            plain = plain_of(results["trap_digits"], row, order=0)
+            if row["strength"] < 0.1:
+                row["merges"] = json.loads(json.dumps(plain["merges"]))
+            else:
+                lost(row, plain, 1.0)
     use(monkeypatch, results)
     assert run().verdict is Verdict.UNDECIDED
 
@@ -211,7 +210,7 @@ def table():
                 lines.append(f"| {kind} | {strength:g} | diverges in {stopped} of {len(SEEDS)} seeds | | | |")
                 continue
             case = finished[strength]
-            spans = [f"{min(q):.3g} … {max(q):.3g}" for q in map(case.quotients, QUESTIONS[:3])]
+            spans = [f"{min(q):.3g} … {max(q):.3g}" for q in map(case.quotients, QUESTIONS)]
             lines.append(f"| {kind} | {strength:g} | {case.drop.protected} | {' | '.join(spans)} |")
     return lines
 

@@ -24,11 +24,9 @@ from lockproofs.claims.trap2_cases import (
     ENOUGH,
     GAIN,
     KEPT,
-    NOTICED,
     QUESTIONS,
     SCALES,
     STATISTICS,
-    UNITS,
     Answer,
     Case,
     over_strengths,
@@ -48,20 +46,20 @@ from lockproofs.trap_runs import KINDS, runs
 from lockref.locks.trap2_training import PUBLISHED
 
 RULE = (
-    "the rule was written before a protected network without attention was measured, and after the zoo was. Four "
-    "cases, zoo and digits × full updates and LoRA, are asked the same at every λ tried, seed by seed. above: is the "
-    f"loss at s = 2 at least {RAISED:g} times the unprotected expert's? below: the largest such ratio from s = 0.25 to "
-    "0.75? merge: does what an attacker would release, the operator and scale of least loss on problems of its own, "
-    f"keep at most {NOTICED:g} of the gain over base and partner that it has without protection (no: at least "
-    f"{KEPT:g})? Yes or no only where all seeds say so. spared: at a λ that raises the loss above s = 1, is the pooled "
-    f"drop at s = 1 at most {COST:.0%} of the problems (95 %)? A case says yes where some λ does, no where each of at "
-    f"least {ENOUGH} λ says no. Refuted: one case says yes where another says no. Holds: all say yes to all, with "
-    "digits at the published λ too; holds-if: only at larger ones. Anything else is undecided"
+    "four cases, zoo and digits × full updates and LoRA, are asked the same, seed by seed, at every λ tried that "
+    f"spares the expert: a pooled drop at s = 1 of at most {COST:.0%} of the problems (95 %). above: is the loss at "
+    f"s = 2 at least {RAISED:g} times the unprotected expert's? below: the largest such ratio at s = 0.25, 0.5, 0.75? "
+    "merge: does what an attacker would release, the operator and scale of least loss on problems of its own, keep "
+    f"{KEPT:g} or less of the gain over base and partner that it has without protection? Yes or no only where all "
+    f"seeds say so; a case says yes where some λ does, no where each of at least {ENOUGH} λ does. Refuted: one case "
+    "says yes where another says no. Holds: in each case one λ says yes to all, on digits the published one; holds-if: "
+    "larger ones. Anything else is undecided"
 )
 SINCE = (
-    "changed after the first rows of digits, for λ up to 0.1, were seen: larger λ were added, since 0.1 cost nothing; "
-    "holds needs one λ for all four questions; losses are compared at the zoo's scales only; the projected merge, which "
-    "no answer rests on, was tried"
+    "the cases, the first two questions and the thresholds are those of a rule written before a protected network "
+    "without attention was measured. With those rows known, and before the zoo's trainings with three seeds were, λ "
+    "above 0.1 were added, since 0.1 cost nothing; λ that do not spare were left out; and a no to merge, which had "
+    "asked for 0.9 of the gain, was made the contrary of a yes. By the first rule, too, the verdict was undecided"
 )
 PARAMETERS = sum(prod(shape) for shape in NET.shapes.values())
 SMALL = Deviation(
@@ -76,7 +74,7 @@ SMALL = Deviation(
 def verdict_of(answers: Mapping[str, Sequence[Answer]], together: bool, published: bool) -> Verdict:
     """By RULE, from each question's answers, case by case.
 
-    together: each case has one λ that says yes to all; published: digits have the published one.
+    together: each case has one λ that spares and says yes to all; published: digits have the published one.
     """
     if any({"yes", "no"} <= set(given) for given in answers.values()):
         return Verdict.REFUTED
@@ -87,66 +85,72 @@ def verdict_of(answers: Mapping[str, Sequence[Answer]], together: bool, publishe
 
 def check_of(question: str, cases: Sequence[Case], answer: Answer) -> Check:
     """The figure behind a yes or a no."""
-    bound = {"merge": KEPT if answer == "no" else NOTICED, "spared": COST}.get(question, RAISED)
+    merge, no = question == "merge", answer == "no"
     return Check(
-        name=f"{cases[0].name}: {question}", unit=UNITS.get(question, "times"), bound=bound,
-        statistic=f"{STATISTICS[question]}, by the λ that protects most and the seed that decides",
-        value=strictest(question, cases, answer), sense=">=" if (question in SCALES) != (answer == "no") else "<=",
-        cases=sum(len(case.plain) for case in cases),
+        name=f"{cases[0].name}: {question}", unit="of the gain" if merge else "times", bound=KEPT if merge else RAISED,
+        statistic=f"{STATISTICS[question]}, by the λ that protects most of those that spare, and the seed that decides",
+        value=strictest(question, cases, answer), sense="<=" if merge != no else ">=",
+        cases=sum(len(case.plain) for case in cases if case.spares) or 1,
     )  # fmt: skip
 
 
 def rerun_unlike(given: dict[str, Any]) -> str:
-    """The quotients again, or of spared the drop; first where the answer is yes, then λ by λ where it is no."""
+    """The quotients and the drop again, first where the answer is yes, then λ by λ where it is no."""
 
     def told(side: dict[str, Any]) -> str:
-        if "problems" in side:
-            found = [Drop(sum(side["unprotected"]), sum(side["protected"]), side["problems"]).value]
-        else:
-            found = [p / u for p, u in zip(side["protected"], side["unprotected"], strict=True)]
-        return f"{side['case']}, λ = {side['strength']:g}: {', '.join(f'{x:.3f}' for x in found)}"
+        found = [p / u for p, u in zip(side["protected"], side["unprotected"], strict=True)]
+        drop = Drop(side["right_unprotected"], side["right_protected"], side["problems"])
+        quotients = ", ".join(f"{x:.3f}" for x in found)
+        return f"{side['case']}, λ = {side['strength']:g}: {quotients}; drop at most {drop.bounds[1]:.4f} (95 %)"
 
-    return "; ".join(told(side) for side in (given["yes"], *given["no"]))
+    return " | ".join(told(side) for side in (given["yes"], *given["no"]))
 
 
-def counterexample(question: str, yes: Case, no: Sequence[Case]) -> Counterexample:
-    """A case that says yes at some λ, and one that says no at every λ, in numbers that a stranger can divide."""
+def counterexample(question: str, given: Mapping[str, Answer], cases: Mapping[str, Sequence[Case]]) -> Counterexample:
+    """The first yes at some λ, and the first case that says no at every λ that spares: numbers that can be divided."""
 
     def side(case: Case) -> dict[str, Any]:
-        found: dict[str, Any] = {"case": case.name, "strength": case.strength}
-        if question == "spared":
-            pairs: list[Any] = [(p.right, u.right) for p, u in zip(case.protected, case.plain, strict=True)]
-            found["problems"] = case.drop.problems
-        elif question == "merge":
-            pairs = [(p.right - p.without, u.right - u.without) for p, u in case.merges or ()]
-        else:
-            pairs = case.worst(SCALES[question])
+        pairs: list[tuple[float, float]] = [] if question == "merge" else case.worst(SCALES[question])
+        pairs += [(p.right - p.without, u.right - u.without) for p, u in case.merges or () if question == "merge"]
         protected, unprotected = zip(*pairs, strict=True)
-        return {**found, "protected": list(protected), "unprotected": list(unprotected)}
+        return {
+            "case": case.name, "strength": case.strength, "protected": list(protected),
+            "unprotected": list(unprotected), "right_protected": case.drop.protected,
+            "right_unprotected": case.drop.plain, "problems": case.drop.problems,
+        }  # fmt: skip
 
-    given = {"question": question, "yes": side(yes), "no": [side(case) for case in no]}
-    subtract = "add up each side, subtract, and divide by the number of problems"
-    what = {"merge": "right answers beyond those of the better of base and partner", "spared": "right answers"}
+    yes, no = (next(cases[name] for name, answer in given.items() if answer == wanted) for wanted in ("yes", "no"))
+    best = next(case for case in yes if case.spares and case.answer(question) == "yes")
+    shown = {"question": question, "yes": side(best), "no": [side(case) for case in no if case.spares]}
+    what = "right answers beyond those of the better of base and partner" if question == "merge" else "losses"
+    bound = f"at most {KEPT:g}" if question == "merge" else f"at least {RAISED:g}"
     return Counterexample(
-        given=given,
-        got=rerun_unlike(given),
+        given=shown,
+        got=rerun_unlike(shown),
         want="one answer for every case",
-        by_hand=f"The numbers are {what.get(question, 'losses')}, seed by seed. For {STATISTICS[question]} "
-        f"{subtract if question == 'spared' else 'divide protected by unprotected'}.",
+        by_hand=f"The numbers are {what}, seed by seed: divide protected by unprotected. Yes is {bound} for every "
+        "seed, no for none; the λ are those that leave the expert its skill.",
     )
 
 
+def all_yes(case: Case) -> bool:
+    return all(case.answer(question) == "yes" for question in QUESTIONS)
+
+
 def told(cases: Sequence[Case]) -> str:
-    """At which λ a case says yes or no to what."""
+    """What one model and kind says, and at which λ."""
 
     def at(question: str) -> str:
-        said = {answer: [f"{c.strength:g}" for c in cases if c.answer(question) == answer] for answer in ("yes", "no")}
+        said = {
+            answer: [f"{c.strength:g}" for c in sparing if c.answer(question) == answer] for answer in ("yes", "no")
+        }
         words = [f"{answer} at {', '.join(found)}" for answer, found in said.items() if found]
         return f"{question} {' and '.join(words) or 'open'}"
 
-    whole = [f"{case.strength:g}" for case in cases if {case.answer(q) for q in QUESTIONS} == {"yes"}]
-    listed = ", ".join(f"{case.strength:g}" for case in cases)
-    return f"{cases[0].name} (λ = {listed}): {'; '.join(map(at, QUESTIONS))}; all four at {', '.join(whole) or 'none'}."
+    sparing, costly = ([case for case in cases if case.spares is spares] for spares in (True, False))
+    said = [*map(at, QUESTIONS)] if sparing else []
+    said += [f"not spared at {', '.join(f'{case.strength:g}' for case in costly)}"] if costly else []
+    return f"{cases[0].name}: {'; '.join(said)}."
 
 
 def span(values: Sequence[float]) -> str:
@@ -181,35 +185,33 @@ def beyond(case: Case) -> str:
 
 
 def check_agnostic(ctx: Context) -> Evidence:
-    """Stored runs of the zoo, and of a small convolutional network on real digits, asked the same four questions.
+    """Stored runs of the zoo, and of a small convolutional network on real digits, asked the same three questions.
 
     Alike means that no question has a yes in one case and a no in another: zoo or digits, full updates or LoRA. What
-    protects a case at one λ may need another in the next, so a yes needs one λ, a no all of at least three. The null
-    control asks unprotected experts that saw their batches in another order; the power control is the planted lock
-    with λ = 0, which every case's merge must survive.
+    protects one case may need another λ in the next, so a yes needs one λ, and a no all of at least three; only those
+    count that leave the expert its skill, which no owner would give up. The null control asks unprotected experts that
+    saw their batches in another order; the power control is the planted lock with λ = 0, which every case's merge must
+    survive.
     """
     cases = tried()
     given = {q: {name: over_strengths(q, some) for name, some in cases.items()} for q in QUESTIONS}
-    full = {name: [c for c in some if {c.answer(q) for q in QUESTIONS} == {"yes"}] for name, some in cases.items()}
+    sparing = {name: [case for case in some if case.spares] for name, some in cases.items()}
+    full = {name: [case for case in some if all_yes(case)] for name, some in sparing.items()}
     digits = {kind: cases[f"digits, {kind}"] for kind in KINDS}
     published = all(PUBLISHED[k].strength in {c.strength for c in full[some[0].name]} for k, some in digits.items())
     verdict = verdict_of({q: [*found.values()] for q, found in given.items()}, all(full.values()), published)
     unlike = [q for q, found in given.items() if {"yes", "no"} <= set(found.values())]
-    first = (
-        {answer: next(n for n, a in given[unlike[0]].items() if a == answer) for answer in ("yes", "no")}
-        if unlike
-        else {}
-    )
     twins = [Case("digits", kind, 0.0, runs("digits", kind, 0.0), runs("digits", kind, 0.0, 1)) for kind in KINDS]
-    false = sum(twin.answer(q) == "yes" for twin in twins for q in QUESTIONS[:3])
+    false = sum(twin.answer(q) == "yes" for twin in twins for q in QUESTIONS)
     off = max(abs(p / u - 1) for some in cases.values() for case in some for p, u in case.worst((0.0,)))
     weakest = min(run.merge.gain if run.merge else 0.0 for some in cases.values() for run in some[0].plain)
-    asked = {q: first.values() for q in unlike[:1]} if unlike else {q: cases for q in QUESTIONS}
+    shown = {q: [n for n, a in given[q].items() if a != "open" or not unlike] for q in unlike or QUESTIONS}
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
         condition="λ as large as " + "; ".join(f"{some[0].strength:g} ({name})" for name, some in full.items())
-        if verdict is Verdict.HOLDS_IF else None,
+        if verdict is Verdict.HOLDS_IF
+        else None,
         explanation=" ".join(
             [
                 *map(told, cases.values()),
@@ -220,7 +222,15 @@ def check_agnostic(ctx: Context) -> Evidence:
             ]
         ),
         checks=[
-            *(check_of(q, cases[name], given[q][name]) for q, names in asked.items() for name in names),
+            *(check_of(q, cases[n], given[q][n]) for q, names in shown.items() for n in names if sparing[n]),
+            *(
+                Check(
+                    name=f"{name}: spared", statistic="upper 95 % bound of the drop at s = 1, by the λ that costs least",
+                    unit="of the problems", value=min(case.drop.bounds[1] for case in some), bound=COST,
+                    cases=sum(case.drop.problems for case in some),
+                )
+                for name, some in cases.items() if sparing[name] or not unlike
+            ),
             Check(
                 name="at s = 0", statistic="farthest ratio of losses from 1", unit="times", value=off, bound=0.0,
                 cases=sum(len(case.plain) for some in cases.values() for case in some),
@@ -229,16 +239,14 @@ def check_agnostic(ctx: Context) -> Evidence:
         controls=Controls(
             null=Control(
                 what="of two unprotected experts, batches in another order, nothing is found: questions answered yes",
-                passed=false == 0, value=false, bound=0, unit=f"of {3 * len(twins)}",
+                passed=false == 0, value=false, bound=0, unit=f"of {len(QUESTIONS) * len(twins)}",
             ),
             power=Control(
                 what="a planted lock with λ = 0 is merged in every case: least gain over base and partner",
                 passed=weakest >= GAIN, value=weakest, bound=GAIN, unit="of the problems",
             ),
         ),
-        counterexample=counterexample(
-            unlike[0], next(c for c in cases[first["yes"]] if c.answer(unlike[0]) == "yes"), cases[first["no"]]
-        ) if unlike else None,
+        counterexample=counterexample(unlike[0], given[unlike[0]], cases) if unlike else None,
         assumptions=[RULE, SINCE, "the zoo was trained with fewer λ than digits, so that it can hardly say no"],
         deviations=[SMALL],
         plots=[
@@ -253,7 +261,7 @@ def check_agnostic(ctx: Context) -> Evidence:
             for kind in KINDS
         ],
         severity="medium",
-        fix="choose λ by what merges lose, not by the kind of update" if unlike else None,
+        fix="choose λ by what merges lose, for each kind of update and network" if unlike else None,
     )  # fmt: skip
 
 

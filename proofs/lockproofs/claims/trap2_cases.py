@@ -12,16 +12,14 @@ from lockproofs.trap_runs import KINDS, MODELS, Merge, Run, runs, strengths
 
 Answer = Literal["yes", "no", "open"]
 SCALES = {"above": (2.0,), "below": (0.25, 0.5, 0.75)}  # where losses are compared
-QUESTIONS = (*SCALES, "merge", "spared")
+QUESTIONS = (*SCALES, "merge")
 STATISTICS = {
     "above": "loss at s = 2, protected over unprotected",
     "below": "the largest such ratio at s = 0.25, 0.5 and 0.75",
     "merge": "share that the chosen merge keeps of the gain without protection",
-    "spared": "one-sided 95 % bound of the drop at s = 1",
 }
-UNITS = {"merge": "of the gain", "spared": "of the problems"}
 GAIN, PARTNER_GAIN = 0.2, 0.1  # less is no merge (in every seed; in the mean over seeds)
-NOTICED, KEPT = 0.75, 0.9  # shares of the unprotected merge's gain
+KEPT = 0.75  # of the unprotected merge's gain: whoever merges notices what leaves less
 ENOUGH = 3  # λ that a no must have been given at
 
 
@@ -72,14 +70,16 @@ class Case:
             return [p.gain / u.gain for p, u in self.merges or ()]
         return [p / u for p, u in self.worst(SCALES[question])]
 
+    @property
+    def spares(self) -> bool:
+        """Whether protection is shown to cost the expert itself next to nothing."""
+        return self.drop.bounds[1] <= COST
+
     def answer(self, question: str) -> Answer:
-        """To one of QUESTIONS, at this λ."""
-        if question == "spared":
-            low, high = self.drop.bounds
-            return settled(high <= COST, low > COST)
+        """To one of QUESTIONS, at this λ: yes or no only where all seeds say so."""
         found = self.quotients(question)
         if question == "merge":
-            return settled(max(found) <= NOTICED, min(found) >= KEPT) if found else "open"
+            return settled(max(found) <= KEPT, min(found) > KEPT) if found else "open"
         return settled(min(found) >= RAISED, max(found) < RAISED)
 
 
@@ -88,10 +88,8 @@ def settled(yes: bool, no: bool) -> Answer:
 
 
 def over_strengths(question: str, cases: Sequence[Case]) -> Answer:
-    """One case's answer, of all λ that were tried on it."""
-    if question == "spared":  # where protection does nothing it costs nothing
-        cases = [case for case in cases if case.answer("above") == "yes"]
-    answers = [case.answer(question) for case in cases]
+    """Of one model and kind, by all λ that spare."""
+    answers = [case.answer(question) for case in cases if case.spares]
     return settled("yes" in answers, len(answers) >= ENOUGH and set(answers) == {"no"})
 
 
@@ -108,13 +106,12 @@ def tried() -> dict[str, list[Case]]:
 
 def released(cases: Sequence[Case]) -> Case:
     """Of one model and kind the largest λ that spares, or the smallest, where none does."""
-    return [case for case in cases if case.answer("spared") == "yes" or case is cases[0]][-1]
+    return [case for case in cases if case.spares or case is cases[0]][-1]
 
 
 def strictest(question: str, cases: Sequence[Case], answer: Answer) -> float:
-    """What an answer rests on: over λ the best for protection, over seeds the worst, or the best for a no."""
+    """What an answer rests on: over λ that spare the best for protection, over seeds the worst (for a no the best)."""
     best, worst = (max, min) if question in SCALES else (min, max)
     of_case = best if answer == "no" else worst
-    if question == "spared":
-        return min((of_case(case.drop.bounds) for case in cases if case.answer("above") == "yes"), default=nan)
-    return best((of_case(found) for case in cases if (found := case.quotients(question))), default=nan)
+    found = [case.quotients(question) for case in cases if case.spares]
+    return best(map(of_case, filter(None, found)), default=nan)
