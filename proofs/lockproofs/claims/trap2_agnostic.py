@@ -225,7 +225,7 @@ def check_agnostic(ctx: Context) -> Evidence:
             *(check_of(q, cases[n], given[q][n]) for q, names in shown.items() for n in names if sparing[n]),
             *(
                 Check(
-                    name=f"{name}: spared", statistic="upper 95 % bound of the drop at s = 1, by the λ that costs least",
+                    name=f"{name}: spared", statistic="upper 95 % bound of the drop at s = 1, least over λ",
                     unit="of the problems", value=min(case.drop.bounds[1] for case in some), bound=COST,
                     cases=sum(case.drop.problems for case in some),
                 )
