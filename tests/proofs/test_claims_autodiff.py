@@ -74,7 +74,7 @@ def test_reverse_cost_fails_on_a_dear_rule(context, monkeypatch) -> None:
 
 @pytest.mark.parametrize("split", [lambda n, s: 1, lambda n, s: n // 2], ids=["first step", "half way"])
 def test_revolve_fails_on_another_split(context, monkeypatch, split) -> None:
-    monkeypatch.setattr(schedules, "_split", split)
+    monkeypatch.setattr(schedules, "binomial_split", split)
     found = settle("theorem", autodiff_revolve.check_revolve(context))
     assert found.verdict is Verdict.UNDECIDED
 
