@@ -82,6 +82,15 @@ class Subject:
         """What lock.json says was done."""
         return self.lock.manifest.parts if self.lock else {}
 
+    @property
+    def assumed(self) -> list[str]:
+        """What had to be guessed of SUBJECT's networks, for want of a lock.json that fits them."""
+        own = self.composed.composition
+        said = Composition.from_parts(self.parts)
+        if own.net and not said.net:
+            return ["nobody says norm, activation and placement of the DLR-Nets: the defaults are assumed"]
+        return ["nobody says the basis of the polynomials: Taylor is assumed"] if own.series and not said.series else []
+
     def has(self, role: str) -> bool:
         """Whether there is a model in this role."""
         return role in self.checkpoints
@@ -172,9 +181,11 @@ def _companion(role: str, path: Path, subject: Composed) -> Composed:
     file = path / LOCK
     model = _loaded(path, read_manifest_file(file) if file.exists() else None)
     for size in fields(model.config):
+        if size.name == "max_position_embeddings":  # changes nothing that is computed here
+            continue
         got, want = getattr(model.config, size.name), getattr(subject.config, size.name)
         if got != want:
             raise BadInput(f"--{role} {path}: {size.name} is {got}, SUBJECT's is {want}: give a model of its sizes")
     if role != "peer" and model.composition.replaces:
         raise BadInput(f"--{role} {path}: has {model.composition.replaces} for its MLPs: give the unlocked model")
-    return model
+    return replace(model, config=subject.config)

@@ -2,12 +2,13 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from lockproofs.auditing import FORMS
+from lockproofs.auditing import FORMS, trap2
 from lockproofs.cli import main
 from lockproofs.exit_codes import BAD_INPUT, DONE, NAMED
 from lockref.locks import full
@@ -99,6 +100,18 @@ def test_a_lawful_change_is_named_and_the_function_holds(audit, subject, told):
     assert (code, claim["verdict"]) == (DONE, "holds"), claim["explanation"]
     assert told in claim["explanation"]
     assert {c["name"]: c["value"] for c in claim["checks"]}["tensors accounted for"] == 0
+
+
+def test_rounding_to_a_narrower_type_is_known(audit, models, tmp_path, tiny_qwen3):
+    config, weights = tiny_qwen3()
+    rng = np.random.default_rng(2)
+    wide = {n: w * (1 + 1e-3 * rng.standard_normal(w.shape)) for n, w in weights.items()}
+    save_checkpoint(tmp_path / "wide", config, wide, "float64")
+    save_checkpoint(tmp_path / "narrow", config, full.flip_planes(wide, config, 2), "bfloat16")
+    _, found, _ = audit(f"{tmp_path / 'narrow'} --reference {tmp_path / 'wide'} --claims FULL-FUNC")
+    assert found["FULL-FUNC"]["verdict"] == "holds", found["FULL-FUNC"]["explanation"]
+    assert "planes flipped (2): 4 tensors" in found["FULL-FUNC"]["explanation"]
+    assert "rounded to bfloat16: " in found["FULL-FUNC"]["explanation"]
 
 
 def test_one_changed_tensor_is_found(audit):
@@ -197,7 +210,8 @@ def test_stated_losses_are_measured_again(audit, models, tmp_path, capsys):
     line = f"{tmp_path / 'made'} --reference plain --data tokens.npy --claims FULL-MANIFEST"
     _, found, _ = audit(line)
     assert found["FULL-MANIFEST"]["verdict"] == "holds", found["FULL-MANIFEST"]["explanation"]
-    assert "Not looked at: nothing" in found["FULL-MANIFEST"]["explanation"]
+    assert "Not looked at: other figures: errors of single modules" in found["FULL-MANIFEST"]["explanation"]
+    assert "loss, " not in found["FULL-MANIFEST"]["explanation"]
     said = json.loads((tmp_path / "made" / "lock.json").read_text())
     losses = said["figures"]["loss"]
     losses["locked"] += 1e-3
@@ -299,6 +313,14 @@ def test_updates_are_merged_on_the_base(audit, experts):
     assert "needs --data of what they were fine-tuned for" in skipped(report)["TRAP-MERGE"]
 
 
+def test_polynomials_are_taken_apart_before_the_path(audit):
+    _, found, _ = audit("taylor --peer peer --reference plain --data tokens.npy --claims MB-BARRIER")
+    claim = found["MB-BARRIER"]
+    assert claim["verdict"] == "refuted" and "as released there is no path" in claim["explanation"]
+    curves = {c["name"]: c["y"] for c in claim["plots"][0]["curves"]}
+    np.testing.assert_allclose(curves["coefficients taken apart"], curves["the unlocked reference"], rtol=1e-4)
+
+
 def test_other_networks_have_no_path(audit):
     _, _, report = audit("dlr --peer peer --claims MB-BARRIER")
     assert "SUBJECT has DLR-Nets where peer has MLPs: no straight path" in skipped(report)["MB-BARRIER"]
@@ -317,6 +339,14 @@ def test_what_attackers_store_on_this_checkpoint(audit):
     assert "SUBJECT has DLR-Nets for its MLPs" in skipped(report)["MB-T2A"]
 
 
+def test_networks_that_nobody_describes_are_guessed_and_it_is_said(audit, models, tmp_path):
+    shutil.copytree(models / "dlr", tmp_path / "mute")
+    (tmp_path / "mute" / "lock.json").unlink()
+    _, found, _ = audit(f"{tmp_path / 'mute'} --claims DLR-STORAGE-TRAIN")
+    assert found["DLR-STORAGE-TRAIN"]["verdict"] == "holds"
+    assert any("the defaults are assumed" in a for a in found["DLR-STORAGE-TRAIN"]["assumptions"])
+
+
 def test_coefficients_are_taken_apart(audit):
     _, found, _ = audit("taylor --reference plain --claims TAYLOR-COEFF")
     assert found["TAYLOR-COEFF"]["verdict"] == "refuted"
@@ -325,21 +355,40 @@ def test_coefficients_are_taken_apart(audit):
     assert "another value: 1 tensors, first model.layers.1.mlp.up_proj" in found["FULL-FUNC"]["explanation"]
 
 
-def test_trap2_that_protects_nothing_is_refuted(audit, models, tmp_path):
-    (tmp_path / "trap.json").write_text(
-        json.dumps(
-            json.loads((models / "flipped" / "lock.json").read_text()) | {"parts": {"trap2": {}}, "released": []}
-        )
-    )
-    line = f"plain --lock {tmp_path / 'trap.json'} --claims TRAP-COLLAPSE"
+def trap(folder, models):
+    said = json.loads((models / "flipped" / "lock.json").read_text()) | {"parts": {"trap2": {}}, "released": []}
+    (folder / "trap.json").write_text(json.dumps(said))
+    return f"--lock {folder / 'trap.json'} --claims TRAP-COLLAPSE"
+
+
+def test_trap2_that_protects_nothing_is_refuted(audit, models, experts, tmp_path):
+    line = f"{ZOO['add']} {trap(tmp_path, models)}"
     _, _, report = audit(line)
     assert "needs --base" in skipped(report)["TRAP-COLLAPSE"]
-    _, found, _ = audit(f"{line} --base peer --data tokens.npy")
+    line += f" --base {ZOO['base']} --data "
+    _, _, report = audit(f"{line}{experts / 'text.npy'}")
+    assert "needs --data of what it was fine-tuned for" in skipped(report)["TRAP-COLLAPSE"]
+    _, found, _ = audit(f"{line}{experts / 'sums.npy'}")
     assert found["TRAP-COLLAPSE"]["verdict"] == "undecided" and len(found["TRAP-COLLAPSE"]["plots"]) == 1
-    _, found, _ = audit(f"{line} --base peer --reference permuted --data tokens.npy")
-    assert found["TRAP-COLLAPSE"]["verdict"] in ("refuted", "undecided")
-    _, found, _ = audit(f"{line} --base peer --reference plain --data tokens.npy")
+    _, found, _ = audit(f"{line}{experts / 'sums.npy'} --reference {ZOO['add']}")
     assert found["TRAP-COLLAPSE"]["verdict"] == "refuted"
+
+
+@pytest.mark.parametrize(("above", "below", "verdict"), [(1.5, 1.2, "holds"), (1.5, 1.0, "holds-if"), (1.0, 1.2, None)])
+def test_a_curve_that_rises_holds_with_its_controls(
+    audit, models, experts, tmp_path, monkeypatch, above, below, verdict
+):
+    honest = trap2.curve
+
+    def raised(ctx, tensors):
+        factors = np.interp(trap2.SCALES, [0, 0.5, 1, 2], [1, below, 1, above])
+        own = tensors is ctx.subject.composed.tensors
+        return (np.array(honest(ctx, tensors)) * (factors if own else 1)).tolist()
+
+    monkeypatch.setattr(trap2, "curve", raised)
+    line = f"{ZOO['add']} {trap(tmp_path, models)} --base {ZOO['base']} --reference {ZOO['add']}"
+    _, found, _ = audit(f"{line} --data {experts / 'sums.npy'}")
+    assert found["TRAP-COLLAPSE"]["verdict"] == (verdict or "undecided")
 
 
 # --- Whole audits, bad input -----------------------------------------------------------------------------------

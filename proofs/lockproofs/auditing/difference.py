@@ -1,13 +1,13 @@
 """Which tensors of a release differ from its reference, and by which known transformation."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lockproofs.auditing.measure import storage_unit
+from lockproofs.auditing.measure import storage_unit, stored_type
 from lockref.attacks.anchor import least_squares, plane_signs, procrustes
 from lockref.attacks.anchor_model import mlp_rows
 from lockref.locks.attention import layer_heads
@@ -31,8 +31,12 @@ class Change:
 
 
 def changes(subject: Composed, reference: Composed) -> list[Change]:
-    """All differences, layer by layer; a tensor that no entry names is the same in both, to the bit."""
+    """All differences, layer by layer; a tensor that no entry names is the same in both, to the bit.
+
+    The reference is compared as SUBJECT's files would hold it: rounding to a narrower type is one known change more.
+    """
     found: list[Change] = []
+    exact, reference = reference, as_stored(reference, subject)
     heads = zip(layer_heads(subject.tensors, subject.config), layer_heads(reference.tensors, subject.config),
                 strict=True)  # fmt: skip
     units = _units(subject, reference)
@@ -45,7 +49,18 @@ def changes(subject: Composed, reference: Composed) -> list[Change]:
     named = {name for change in found for name in change.tensors}
     rest = [n for n in reference.tensors if n in subject.tensors and n not in named]
     odd = [n for n in rest if not np.array_equal(subject.tensors[n], reference.tensors[n])]
-    return found + [Change("another value", (name,), known=False) for name in odd]
+    found += [Change("another value", (name,), known=False) for name in odd]
+    narrowed = [n for n, w in exact.tensors.items() if not np.array_equal(w, reference.tensors[n])]
+    return found + ([Change(f"rounded to {subject.dtypes[narrowed[0]]}", tuple(narrowed))] if narrowed else [])
+
+
+def as_stored(reference: Composed, subject: Composed) -> Composed:
+    """The reference rounded to the types in which SUBJECT's files hold the same tensors."""
+    kept = {
+        n: w.astype(stored_type(subject, n)).astype(w.dtype) if n in subject.tensors else w
+        for n, w in reference.tensors.items()
+    }
+    return replace(reference, tensors=kept)
 
 
 def summary(found: list[Change]) -> str:

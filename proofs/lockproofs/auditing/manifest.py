@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lockproofs import calibration
-from lockproofs.auditing.difference import changes
+from lockproofs.auditing.difference import as_stored, changes
 from lockproofs.rounding import UNIT32, rounding_error
 from lockproofs.subject import Lock, Subject
 from lockref.locks.attention import TOPK_PLANES, project, projections
@@ -20,6 +20,11 @@ from lockref.models.evaluation import TEXT, held_out_windows, text_loss
 
 WINDOWS, LENGTH = 400, 192  # of `evaluate`, as `dlr_run` records it
 PYTHON = platform.python_version()  # whose standard library is the text
+OTHER = {  # figures that are not measured again
+    "relative_error": "errors of single modules need the activations of training",
+    "row_error": "so do errors by rows",
+    "original": "exact matches of skills are not counted again",
+}
 ARITHMETIC = 1e-12  # of a quotient that was written down in full
 
 
@@ -100,7 +105,8 @@ def attention(subject: Subject, lock: Lock) -> Statement:
     said = f"{part['planes']} planes flipped on each key head" if part else "none"
     if not subject.has("reference"):
         return Statement("part attention", said, why="" if part is None else "needs --reference")
-    model, reference = subject.composed, subject.need("reference", "")
+    model = subject.composed
+    reference = as_stored(subject.need("reference", ""), model)
     kinds = {c.kind: c for c in changes(model, reference) if "q_proj" in c.tensors[0]}
     if not kinds:
         found = "none"
@@ -156,6 +162,8 @@ def recorded(lock: Lock) -> tuple[float, float] | None:
 
 def figures(subject: Subject, lock: Lock) -> Iterator[Statement]:
     """Losses measured again on the rows that they were measured on, to the round-off of float32."""
+    if rest := sorted(lock.manifest.figures.keys() & OTHER.keys()):
+        yield Statement("other figures", ", ".join(rest), why="; ".join(OTHER[name] for name in rest))
     losses = recorded(lock)
     if losses is None:
         return

@@ -55,10 +55,14 @@ class Gap:
         return DEVIATIONS * self.error
 
 
+def stored_type(model: Composed, name: str) -> np.dtype[Any]:
+    """The type that a file holds a tensor in."""
+    return np.dtype(getattr(ml_dtypes, model.dtypes[name], model.dtypes[name]))
+
+
 def storage_unit(model: Composed, name: str) -> float:
-    """Unit round-off of the type a tensor is stored in."""
-    kind = np.dtype(getattr(ml_dtypes, model.dtypes[name], model.dtypes[name]))
-    return float(ml_dtypes.finfo(kind).eps) / 2  # type: ignore[no-untyped-call]
+    """Unit round-off of that type."""
+    return float(ml_dtypes.finfo(stored_type(model, name)).eps) / 2  # type: ignore[no-untyped-call]
 
 
 def where(subject: Subject) -> dict[str, Any]:

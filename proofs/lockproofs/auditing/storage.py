@@ -35,6 +35,7 @@ from lockref.models.qwen3 import layer_weights
 TOKENS = 4
 STREAM = 15  # of random numbers
 NOTHING: frozenset[str] = frozenset()
+BYTES = "logical bytes of distinct buffers besides weights and the input"
 LAYERS = 4  # at most, whose gradients are compared
 GRADIENT_WORK = 2**21  # weights of a net whose round-off is sampled; larger nets' gradients are compared in a cut
 
@@ -172,6 +173,7 @@ def check_train(ctx: Context) -> Evidence:
                   bend, 0, cases=len(kept)),
             _agrees(found),
         ],
+        assumptions=[BYTES, *ctx.subject.assumed],
         deviations=[FORMULA],
     )  # fmt: skip
 
@@ -194,7 +196,7 @@ def check_frozen(ctx: Context) -> Evidence:
             f"r L{'' if bare else ' + d'} = {net.rank} · {net.depth}{'' if bare else f' + {net.width}'} = "
             f"{found.elements[way]}, and 2 d r L weights are as many at every depth.",
         ),
-        assumptions=["logical bytes of distinct buffers besides weights and the input"],
+        assumptions=[BYTES, *ctx.subject.assumed],
         deviations=[FORMULA],
         severity="high",
     )  # fmt: skip
@@ -223,6 +225,7 @@ def check_checkpoint(ctx: Context) -> Evidence:
             ctx, "checkpoints at √L", f"{linear:.2f} times as many",
             "Save the state before each group of √L blocks, compute one group again at a time.",
         ) if broken else None,
+        assumptions=[BYTES, *ctx.subject.assumed],
         deviations=[FORMULA],
         severity="medium" if broken else None,
     )  # fmt: skip
@@ -276,6 +279,7 @@ def check_inversion(ctx: Context) -> Evidence:
             f"keep h of every block and the last state: r L + d = {net.rank} · {net.depth} + {net.width} = "
             f"{found.elements[way]}",
         ) if broken else None,
+        assumptions=[BYTES, *ctx.subject.assumed],
         deviations=[FORMULA],
         severity="high" if broken else None,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 
 from lockproofs.auditing.attackers import BASE, mean_loss, require_same_tensors
 from lockproofs.auditing.measure import again, rows, where
+from lockproofs.auditing.merges import GAIN
 from lockproofs.claim import (
     Check,
     Context,
@@ -58,6 +59,11 @@ def check_collapse(ctx: Context) -> Evidence:
     subject, base = ctx.subject.composed, ctx.subject.need("base", BASE)
     require_same_tensors(subject, base)
     got = curve(ctx, subject.tensors)
+    if (own := got[SCALES.index(1.0)]) >= (1 - GAIN) * got[0]:
+        raise MissingInput(
+            f"on {ctx.subject.text} SUBJECT's loss is {own:.3f}, the base's {got[0]:.3f}: needs --data of what it was "
+            "fine-tuned for"
+        )
     shown = "s = " + ", ".join(f"{s:g}: {x:.4f}" for s, x in zip(SCALES, got, strict=True))
     curves = [Curve(name="SUBJECT", x=[*SCALES], y=got)]
     if not ctx.subject.has("reference"):

@@ -1,6 +1,7 @@
 """MB-KEYLESS and MB-ANCHOR on a directory: attacks on the very release, not on a lock planted in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from lockproofs.subject import Subject
 from lockref.attacks.anchor_model import anchor_projection, anchor_signs
 from lockref.attacks.keyless import keyless
 from lockref.attacks.result import Tensors
-from lockref.locks.attention import TOPK_PLANES, project
+from lockref.locks.attention import TOPK, TOPK_PLANES, project
 from lockref.locks.full import Composed
 
 WHAT = "the weights that the lock hides, to compare the attacker's guesses with"
@@ -31,21 +32,23 @@ STREAM = 13  # of random numbers
 ANCHOR = "the public model that the anchor attack compares the release with"
 NEAR = 0.1  # of what the lock moved on its worst head: less is recovered, as much of a head's norm is hidden
 
-Guesses = Callable[[Tensors, Subject], Sequence[Tensors]]
+Guesses = Callable[[Tensors, Subject], Iterator[Tensors]]
 
 
-def by_keyless(released: Tensors, subject: Subject) -> Sequence[Tensors]:
-    """One guess for every number of planes, from the release alone."""
-    return keyless(released, subject.composed.config, TOPK_PLANES).guesses
+def by_keyless(released: Tensors, subject: Subject) -> Iterator[Tensors]:
+    """One guess for every number of planes, then one for every number of eigen-directions, from the release alone."""
+    for family in (TOPK_PLANES, TOPK):
+        yield from keyless(released, subject.composed.config, family).guesses
 
 
-def by_anchor(released: Tensors, subject: Subject) -> Sequence[Tensors]:
+def by_anchor(released: Tensors, subject: Subject) -> Iterator[Tensors]:
     """Signs of planes, and Procrustes, by the base."""
     config, base = subject.composed.config, subject.need("base", ANCHOR).tensors
-    return [attack(released, base, config).guesses[0] for attack in (anchor_signs, anchor_projection)]
+    for attack in (anchor_signs, anchor_projection):
+        yield attack(released, base, config).guesses[0]
 
 
-def least_wrong(guesses: Sequence[Tensors], want: Tensors, model: Composed) -> list[float]:
+def least_wrong(guesses: Iterable[Tensors], want: Tensors, model: Composed) -> list[float]:
     """For each guess the worst head's relative error."""
     return [float(np.max(head_errors(guess, want, model.config))) for guess in guesses]
 
@@ -95,12 +98,13 @@ def evidence(ctx: Context, attack: Guesses, knows: str, null: Control) -> Eviden
 
 def _found(ctx: Context, attack: Guesses, guess: int) -> str:
     model, reference = ctx.subject.composed, ctx.subject.need("reference", WHAT)
-    error = least_wrong([attack(model.tensors, ctx.subject)[guess]], reference.tensors, model)[0]
+    chosen = islice(attack(model.tensors, ctx.subject), guess, guess + 1)
+    error = least_wrong(chosen, reference.tensors, model)[0]
     return f"guess {guess}: relative error {error:.2g} on the worst head"
 
 
 def check_keyless(ctx: Context) -> Evidence:
-    """Lock the release once more with every number of planes, and compare each guess with the reference."""
+    """Lock the release once more with every number of planes, or of eigen-directions, and compare each guess."""
     reference = ctx.subject.need("reference", WHAT)
     hidden = least_wrong(by_keyless(under(reference, ctx.rng(STREAM)), ctx.subject), reference.tensors, reference)
     null = Control(
