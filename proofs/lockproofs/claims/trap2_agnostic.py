@@ -1,6 +1,7 @@
 """TRAP-AGNOSTIC: the same questions to adapters and full updates, to the zoo and to a network without attention."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from math import prod
 from statistics import fmean
 from typing import Any
@@ -138,19 +139,16 @@ def all_yes(case: Case) -> bool:
 
 
 def told(cases: Sequence[Case]) -> str:
-    """What one model and kind says, and at which λ."""
+    """What one model and kind says at λ that spare, smallest first."""
 
     def at(question: str) -> str:
-        said = {
-            answer: [f"{c.strength:g}" for c in sparing if c.answer(question) == answer] for answer in ("yes", "no")
-        }
-        words = [f"{answer} at {', '.join(found)}" for answer, found in said.items() if found]
-        return f"{question} {' and '.join(words) or 'open'}"
+        (first, _), *later = [(answer, next(some)) for answer, some in groupby(sparing, lambda c: c.answer(question))]
+        return ", ".join([f"{question} {first}", *(f"{answer} from {case.strength:g}" for answer, case in later)])
 
     sparing, costly = ([case for case in cases if case.spares is spares] for spares in (True, False))
-    said = [*map(at, QUESTIONS)] if sparing else []
-    said += [f"not spared at {', '.join(f'{case.strength:g}' for case in costly)}"] if costly else []
-    return f"{cases[0].name}: {'; '.join(said)}."
+    listed, lost = (", ".join(f"{case.strength:g}" for case in some) for some in (sparing, costly))
+    said = f"λ = {listed}: {'; '.join(map(at, QUESTIONS))}" if sparing else "no λ is shown to spare the expert"
+    return f"{cases[0].name}: {said}{f'; not spared at {lost}' if costly else ''}."
 
 
 def span(values: Sequence[float]) -> str:
@@ -163,23 +161,21 @@ def path(case: Case) -> str:
 
 
 def beyond(case: Case) -> str:
-    """Of digits: how far merges are off the nominal scale, and what recovers them."""
+    """Of digits: merges that keep the expert at s = 1, and what recovers the others."""
     plain, protected = (stored("trap_digits").where(kind=case.kind, strength=s, order=0) for s in (0.0, case.strength))
 
     def right(part: str, model: str, rows: Sequence[dict[str, Any]] = protected) -> str:
         """In percent over all seeds, on both halves."""
         return " and ".join(f"{fmean(r[part][model][half] for r in rows) * 100:.0f}" for half in (SKILL, PARTNER))
 
-    overlaps, scales = zip(*((r["overlap"], r["merges"][SHARED]["scale"]) for r in protected), strict=True)
-    effective = [(1 + overlap) * scale for overlap, scale in zip(overlaps, scales, strict=True)]
-    kept = {name: f"{right('merges', name)} % ({right('merges', name, plain)} %)" for name in (NOMINAL, PROJECTED)}
+    kept, overlaps = case.quotients("merge"), [row["overlap"] for row in protected]
+    beside = {name: f"{right('merges', name)} % ({right('merges', name, plain)} %)" for name in (NOMINAL, PROJECTED)}
     return (
-        f"{case.kind}, λ = {case.strength:g}: the chosen merge keeps {span(case.quotients('merge'))} of its gain. The "
-        f"partner's update has {span(overlaps)} of the expert's in it: a shared scale of {span(scales)} puts the "
-        f"expert's direction at {span(effective)}. Right of {SKILL} and {PARTNER}, and without protection: with the "
-        f"expert at s = 1 {kept[NOMINAL]}, less the part of the partner's update along it {kept[PROJECTED]}. "
-        f"{RECOVERY['steps']} steps of recovery lead the merge at a shared scale from {right('merges', SHARED)} to "
-        f"{right('recovered', SHARED)} % (without protection {right('recovered', SHARED, plain)} %, the base alone "
+        f"{case.kind}, λ = {case.strength:g}: the chosen merge keeps {span(kept)} of its gain. Right of {SKILL} and "
+        f"{PARTNER}, and without protection: the expert at s = 1 and the partner scaled, {beside[NOMINAL]}; less the "
+        f"partner's part along the expert's update, {span(overlaps)} of that, {beside[PROJECTED]}; both at a shared "
+        f"scale, before and after {RECOVERY['steps']} steps of recovery, {right('merges', SHARED)} and then "
+        f"{right('recovered', SHARED)} % ({right('recovered', SHARED, plain)} %; the base alone "
         f"{right('recovered', 'base')} %)."
     )
 
@@ -214,10 +210,11 @@ def check_agnostic(ctx: Context) -> Evidence:
         else None,
         explanation=" ".join(
             [
+                "Does protection raise losses above and below s = 1, and do merges notice, where λ spares the expert?",
                 *map(told, cases.values()),
                 "At s = 0.75 an expert has this share of the fall in loss from the base:",
                 "; ".join(path(released(some)) for some in cases.values()) + ".",
-                "At the largest λ that spares, digits,",
+                "On digits, by the largest λ that spares:",
                 *(beyond(released(some)) for some in digits.values()),
             ]
         ),
@@ -255,7 +252,7 @@ def check_agnostic(ctx: Context) -> Evidence:
                 y_log=True,
                 curves=[
                     Curve(name=f"λ = {row['strength']:g}", x=row["scales"], y=row["loss"])
-                    for row in stored("trap_digits").where(kind=kind, seed=0, order=0) if "stopped" not in row
+                    for row in stored("trap_digits").where(kind=kind, seed=0, order=0)[::2] if "stopped" not in row
                 ],
             )
             for kind in KINDS
