@@ -17,7 +17,8 @@ PLOTS = {
 DLR, TRAP = "dlr_paths", "trap_paths"
 KINDS = {"full": "Trap², full updates", "lora": "Trap², LoRA"}
 PANELS = ("attention planes", "Taylor layers", "DLR-Lock", *KINDS.values(), "PaRaMS", "MergeLock")
-BEFORE, WITH, NOMINAL = "before the lock", "with the lock", "expert kept at s = 1"
+BEFORE, WITH = "before the lock", "with the lock"
+TRAPPED = {"straight": WITH, "nominal": "expert kept at s = 1", "recovered": "expert fine-tuned"}  # by path
 SAME = {  # names of a source, as the legend has them
     "after the lock": WITH,
     "with the lock, all but MLPs": WITH,
@@ -41,7 +42,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "unit signs unknown": {"color": style.ORANGE, "linestyle": (0, (6, 1.5, 1, 1.5))},
     "distilled, from the base": {"color": style.BLACK, "marker": "^", **HOLLOW},
     "distilled, untrained start": {"color": style.GREEN, "linestyle": (0, (4, 1, 1, 1, 1, 1))},
-    NOMINAL: {"color": style.BLACK, "marker": "D", "markersize": 2.6, "markerfacecolor": "white", "linewidth": 0.8},
+    TRAPPED["nominal"]: {"color": style.BLUE, "linestyle": (0, (3, 1)), "marker": "D", "markersize": 2.4},
+    TRAPPED["recovered"]: {"color": style.BLACK, "linewidth": 0.8, "marker": "p", "markerfacecolor": "white"},
     "anchored": {"color": style.BLACK, "marker": "v", **HOLLOW},
 }
 
@@ -56,7 +58,7 @@ def read(sources: Sources) -> list[Row]:
         ]
     trap = sources.stored(TRAP).rows if sources.has(TRAP) else []
     for (kind, strength, path), runs in groups(trap, "kind", "strength", "path").items():
-        name = {(False, "straight"): BEFORE, (True, "straight"): WITH, (True, "nominal"): NOMINAL}[strength > 0, path]
+        name = TRAPPED[path] if strength else BEFORE
         rows += [
             measured(KINDS[kind], name, x, TRAP, runs, ("kind", "strength", "path"), f"losses[{i}]")
             for i, x in enumerate(runs[0]["alphas"])
@@ -79,6 +81,9 @@ def draw(rows: list[Row]) -> Canvas:
             handles[label] = style.draw(ax, line, **LOOKS[label])
             style.band(ax, line, LOOKS[label]["color"])
         ax.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
+        if panel in KINDS.values():
+            ax.set_yscale("log")
+            ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
         ax.set_xlabel("α, share of the other" if i >= len(panels) - 2 else "")
         style.panel_name(ax, f"({'abcdefg'[i]}) {panel}")
     canvas.supylabel("loss, nats per token", fontsize=7)
@@ -94,10 +99,12 @@ def caption(sources: Sources) -> str:
         result = sources.stored(TRAP)
         seeds = len({row["seed"] for row in result.rows})
         strengths = sorted({row["strength"] for row in result.rows} - {0})
+        steps = result.settings["recovery"]["steps"]
         trap = (
             f"Trap²: the zoo's base and an expert on addition, λ = {' or '.join(f'{s:g}' for s in strengths)}, towards "
-            f"an unprotected one on reversal, mean and range of {seeds} seeds, answer loss over both skills; kept at "
-            "s = 1, the expert stays whole and α scales the other's update. "
+            f"an unprotected one on reversal, mean and range of {seeds} seeds, answer loss over both skills, on a "
+            "logarithmic scale; kept at s = 1, the expert stays whole and α scales the other's update; fine-tuned, it "
+            f"had {steps} steps without the lock before. "
         )
     return (
         "Loss at (1 − α) θ₁ + α θ₂ from a protected model θ₁ to another of the same origin, which the attacker has, as "

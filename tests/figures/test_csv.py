@@ -169,7 +169,8 @@ def plant(folder, **results):
     """Made-up stored results."""
     known = stored("dlr_stored_bytes")
     for name, rows in results.items():
-        result = known.model_copy(update={"experiment": name, "rows": rows, "settings": {"problems": 7}})
+        settings = {"problems": 7, "recovery": {"steps": 9}}
+        result = known.model_copy(update={"experiment": name, "rows": rows, "settings": settings})
         (folder / f"{name}.json").write_text(result.model_dump_json(), encoding="utf-8")
 
 
@@ -222,7 +223,7 @@ def test_paths_of_trap2_have_panels_where_they_are_stored(tmp_path, report):
     plant(tmp_path, dlr_paths=stored("dlr_paths").rows, trap_paths=[
         {"kind": k, "strength": s, "path": path, "seed": n, "alphas": [0, 0.5, 1], "losses": [1.0, 2.0 + s + n, 3.0]}
         for k, s, n in PAIRS
-        for path in ("straight", *["nominal"] * (s > 0))
+        for path in ("straight", *["nominal", "recovered"] * (s > 0))
     ])  # fmt: skip
     sources = Sources(REPORT, tmp_path)
     found = {(row.panel, row.series, row.x): (row.low, row.y, row.high) for row in paths.read(sources)}
@@ -230,7 +231,8 @@ def test_paths_of_trap2_have_panels_where_they_are_stored(tmp_path, report):
     assert found["Trap², full updates", "with the lock", 0.5] == (2.02, fmean([2.02, 3.02, 4.02]), 4.02)
     assert found["Trap², full updates", "expert kept at s = 1", 1.0] == (3.0, 3.0, 3.0)
     said = paths.FIGURE.write(sources, tmp_path)
-    assert "λ = 0.02" in said and "mean and range of 3 seeds" in said
+    assert found["Trap², LoRA", "expert fine-tuned", 0.5] == (2.02, fmean([2.02, 3.02, 4.02]), 4.02)
+    assert "λ = 0.02" in said and "mean and range of 3 seeds" in said and "had 9 steps" in said
     assert strangers(tmp_path / "figure5-paths.csv", report, tmp_path) == set()
 
 
