@@ -59,8 +59,11 @@ def grouped(size: int, run: Run = fused) -> Run:
 def binomial(slots: int, run: Run = fused) -> Run:
     """`lockref.autodiff.schedules.binomial` as nested recomputation: `slots` states and one block's record.
 
-    The first part is recomputed by the same schedule, while the second is under way with one slot less.
+    The first part is recomputed by the same schedule, while the second is under way with one slot less. Raises
+    ValueError for less than one slot.
     """
+    if slots < 1:
+        raise ValueError(f"binomial: {slots} slots; a schedule needs at least 1")
 
     def through(blocks: Sequence[DLRBlock], x: Tensor) -> Tensor:
         if len(blocks) == 1:

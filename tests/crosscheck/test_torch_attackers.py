@@ -198,6 +198,11 @@ def test_a_block_that_expands_is_refused():
         gradients(net, x, g, run=fixed_point)
 
 
+def test_impossible_slots_are_refused():
+    with pytest.raises(ValueError, match="0 slots; a schedule needs at least 1"):
+        binomial(0)
+
+
 def test_a_state_too_many_is_seen(monkeypatch):
     honest = attackers._Recomputed.forward
 
