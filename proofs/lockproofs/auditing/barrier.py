@@ -86,6 +86,7 @@ def check_barrier(ctx: Context) -> Evidence:
     broken = least < RAISED
     raised = [excess(by_start[RELEASED]) for by_start in found.values() if RELEASED in by_start]
     before = f"{min(raised):.2f} as released" if raised else "as released there is no path"
+    unnamed = "" if "attention" in ctx.subject.parts else " No lock.json says that its attention is locked."
     given = where(ctx.subject) | {"seed": ctx.seed, "end": end, "start": start}
     told = "; ".join(
         f"to {other.path.name} " + ", ".join(f"{barrier(v):.3f} ({k})" for k, v in found[str(other.path)].items())
@@ -95,7 +96,7 @@ def check_barrier(ctx: Context) -> Evidence:
         verdict=Verdict.REFUTED if broken else Verdict.HOLDS,
         grade=Grade.MEASURED,
         explanation=f"Barriers in nats per token, on {len(tokens)} rows ({ctx.subject.text}): {told}. The loss comes "
-        f"to {least:.2f} times the chord at most after the best attack; {before}.",
+        f"to {least:.2f} times the chord at most after the best attack; {before}.{unnamed}",
         checks=[
             Check(name="the path after the best attack", statistic="largest loss over that on the chord", unit="times",
                   value=least, bound=RAISED, sense="<=" if broken else ">=", cases=len(attacked) * len(ALPHAS),

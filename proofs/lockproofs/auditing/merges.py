@@ -121,7 +121,8 @@ def check_merge(ctx: Context) -> Evidence:
         verdict=Verdict.REFUTED if broken else Verdict.HOLDS,
         grade=Grade.MEASURED,
         explanation=f"Nats per token on {len(tokens)} rows ({ctx.subject.text}): the base {stake.base:.3f}, "
-        f"the better member {stake.own:.3f}; merges {told}. The best gives up {least:.0%} of the members' gain.",
+        f"the better member {stake.own:.3f}; merges {told}. The best gives up {least:.0%} of the members' gain."
+        + ("" if "trap2" in ctx.subject.parts else " No lock.json says that SUBJECT was trained with Trap²."),
         checks=[
             Check(name="the best merge", statistic="share of the members' gain over the base that it gives up",
                   unit="of the gain", value=least, bound=HALF, sense="<=" if broken else ">=", cases=len(cells),

@@ -114,7 +114,7 @@ def linear_misses(ctx: Context) -> tuple[int, int]:
 
 
 def experts(ctx: Context) -> tuple[Tensors, list[Tensors], str]:
-    """A base and two members: the zoo's; for another model its base and one random sibling, or two random ones."""
+    """A base and two members: the zoo's; for another model its base and a peer, one random sibling, or two."""
     subject, others, rng = ctx.subject, ctx.subject.checkpoints, ctx.rng(1)
     if subject.is_zoo:
         return subject.model.tensors, [others[f"expert:{n}"].tensors for n in ("add", "reverse")], "the zoo's experts"
@@ -125,6 +125,9 @@ def experts(ctx: Context) -> tuple[Tensors, list[Tensors], str]:
     def sibling(tensors: Tensors) -> Tensors:
         return {n: w + 0.01 * float(np.std(w)) * rng.standard_normal(w.shape) for n, w in tensors.items()}
 
+    peers = [peer.tensors for peer in subject.peers if not peer.composition.replaces]
+    if "base" in others and peers:
+        return base, [tuned, peers[0]], "the updates of the subject and a peer"
     first = tuned if "base" in others else sibling(base)
     return (
         base,
