@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from lockproofs.auditing import FORMS, trap2
+from lockproofs.auditing import FORMS, storage, trap2
+from lockproofs.auditing.storage import ledger as honest_ledger
 from lockproofs.cli import main
 from lockproofs.exit_codes import BAD_INPUT, DONE, NAMED
 from lockref.locks import full
@@ -243,6 +244,17 @@ def test_the_release_itself_is_undone(audit):
     assert not any("--peer" in known for known in report["threat_model"]["knows"])
 
 
+def test_a_turn_that_does_not_commute_stays_hidden_from_the_release_alone(audit, tmp_path, tiny_qwen3):
+    config, weights = tiny_qwen3()
+    shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim, config.head_dim)
+    turn = np.linalg.qr(np.random.default_rng(4).standard_normal(shape))[0]
+    save_checkpoint(tmp_path / "haar", config, project(weights, config, turn))
+    line = f"{tmp_path / 'haar'} --reference plain --base peer --claims MB-KEYLESS,MB-ANCHOR"
+    _, found, _ = audit(line)
+    assert found["MB-KEYLESS"]["verdict"] == "holds"  # as far as it goes: it is no lawful lock, see FULL-FUNC
+    assert found["MB-ANCHOR"]["verdict"] == "refuted"
+
+
 def test_needs_are_named(audit):
     _, _, report = audit(
         "flipped --claims MB-KEYLESS,MB-ANCHOR,MB-BARRIER,TRAP-MERGE,TRAP-COLLAPSE,FULL-FUNC,FULL-PARITY"
@@ -337,6 +349,15 @@ def test_what_attackers_store_on_this_checkpoint(audit):
     assert found["DLR-INVERSION"]["counterexample"]["got"].endswith("44 elements per token")
     _, _, report = audit("dlr --claims MB-T2A")
     assert "SUBJECT has DLR-Nets for its MLPs" in skipped(report)["MB-T2A"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("gap", lambda ctx: (2.0, 1)), ("ledger", lambda *given: honest_ledger(*given) + 8)]
+)
+def test_gradients_or_ledgers_that_are_off_decide_nothing(audit, monkeypatch, name, wrong):
+    monkeypatch.setattr(storage, name, wrong)
+    _, found, _ = audit("dlr --claims DLR-INVERSION")
+    assert found["DLR-INVERSION"]["verdict"] == "undecided"
 
 
 def test_networks_that_nobody_describes_are_guessed_and_it_is_said(audit, models, tmp_path):
