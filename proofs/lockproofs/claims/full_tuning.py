@@ -98,8 +98,8 @@ class Tuning:
             ),
             Check(
                 name="null control: data alone", unit="of the fall",
-                statistic="largest share of the expert with shuffled tensors, any seed", value=max(self.shares("shuffled", CONTROL_SEEDS)), bound=RECOVERED,
-                cases=len(CONTROL_SEEDS),
+                statistic="largest share of the expert with shuffled tensors, any seed",
+                value=max(self.shares("shuffled", CONTROL_SEEDS)), bound=RECOVERED, cases=len(CONTROL_SEEDS),
             ),
             Check(
                 name="best rates inside the grid", statistic="models whose best rate is the first or last of its grid",
@@ -116,8 +116,8 @@ class Tuning:
         failed = [control.name for control in self.controls if not control.passed]
         return (
             f"Fine-tuned on the skill {self.found.settings['skill']}, {self.found.settings['steps']} steps at the best "
-            f"rate of a grid, {len(SEEDS)} seeds: the loss falls from {self.before:.3f} to {loss['unlocked']:.3f} without a "
-            f"lock, to {loss['locked']:.3f} under the lock as it is, to {loss['pipeline']:.3f} once it is undone (the "
+            f"rate of a grid, {len(SEEDS)} seeds: the loss falls from {self.before:.3f} to {loss['unlocked']:.3f} "
+            f"without a lock, to {loss['locked']:.3f} under the lock as it is, to {loss['pipeline']:.3f} once it is undone (the "
             f"public base: {base:.3f}). The attacker reaches {each} of the fall, the better way with a 95 % interval "
             f"of {self.reached.low:.0%} to {self.reached.high:.0%}"
             + (f"; this decides nothing, as a check failed: {', '.join(failed)}." if failed else ".")
