@@ -5,7 +5,8 @@ this model and torch's saved tensors must be the same buffers. Three operations 
 engine's set and are declared here: their rules name what torch keeps.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def _(g: Any, out: Any) -> Any:
 
 
 Weights = qwen3.Weights
-Mlp = Callable[[Weights, Any], Any]
+Mlp = DLRConfig | tuple[int, str] | None  # a DLR-Net; order and basis of a Taylor MLP; SwiGLU
 
 
 def norm(x: Any, gain: Any, eps: float) -> Any:
@@ -94,26 +95,62 @@ def swiglu(w: Weights, h: Any) -> Any:
     return linear(w, "mlp.down_proj", ops.silu(linear(w, "mlp.gate_proj", h)) * linear(w, "mlp.up_proj", h))
 
 
-def block(w: Weights, x: Any, config: Qwen3Config, tables: tuple[Any, Any], net: DLRConfig | None) -> Any:
-    """One layer, with a DLR-Net where `net` describes it."""
+def series(w: Weights, h: Any, basis: str) -> Any:
+    """A Taylor MLP: the recurrence of its basis, and a product with u and with Ŵⁿ for each term."""
+    at = (linear(w, "mlp.gate_proj", h) - w["mlp.series.center"]) / w["mlp.series.scale"]
+    factor, arrays = linear(w, "mlp.up_proj", h), w["mlp.series.arrays"]
+    phis = POLYNOMIALS[basis](at)
+    return sum((next(phis) * factor) @ arrays[n].T for n in range(len(arrays)))
+
+
+def _ones(x: Any) -> Any:
+    return np.ones(x.shape, x.dtype)
+
+
+def _powers(x: Any) -> Iterator[Any]:
+    power = _ones(x)
+    while True:
+        yield power
+        power = power * x
+
+
+def _chebyshev(x: Any) -> Iterator[Any]:
+    before, now = x, _ones(x)
+    while True:
+        yield now
+        before, now = now, 2.0 * x * now - before
+
+
+def _hermite(x: Any) -> Iterator[Any]:
+    before, now, n = 0 * _ones(x), _ones(x), 0
+    while True:
+        yield now / math.sqrt(math.factorial(n))
+        before, now, n = now, x * now - n * before, n + 1
+
+
+POLYNOMIALS = {"taylor": _powers, "chebyshev": _chebyshev, "hermite": _hermite}
+
+
+def block(w: Weights, x: Any, config: Qwen3Config, tables: tuple[Any, Any], mlp: Mlp) -> Any:
+    """One layer, with a DLR-Net or a Taylor MLP (order, basis) where `mlp` describes one."""
     x = x + attention(w, norm(x, w["input_layernorm.weight"], config.rms_norm_eps), config, tables)
-    if net is None:
-        return x + swiglu(w, norm(x, w["post_attention_layernorm.weight"], config.rms_norm_eps))
     params = {n.removeprefix("mlp."): t for n, t in w.items() if n.startswith("mlp.")}
-    if net.placement == "stream":
-        return dlrnet.forward(params, x, net, fused=False)
+    if isinstance(mlp, DLRConfig) and mlp.placement == "stream":
+        return dlrnet.forward(params, x, mlp, fused=False)
     h = norm(x, w["post_attention_layernorm.weight"], config.rms_norm_eps)
-    return x + dlrnet.forward(params, h, net, fused=False)
+    if isinstance(mlp, DLRConfig):
+        return x + dlrnet.forward(params, h, mlp, fused=False)
+    return x + (swiglu(w, h) if mlp is None else series(w, h, mlp[1]))
 
 
-def loss(params: Weights, tokens: Any, config: Qwen3Config, net: DLRConfig | None = None) -> Any:
+def loss(params: Weights, tokens: Any, config: Qwen3Config, mlp: Mlp = None) -> Any:
     """Mean −ln p(next token) of tokens (B, T), the value of `lockref.models.qwen3.loss`."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
     x = qwen3.embed(params, inputs, config)
     half = ops.rope_tables(np.arange(inputs.shape[1]), config.head_dim, config.rope_theta, x.dtype)
     tables = (np.concatenate((half[0], half[0]), -1), np.concatenate((half[1], half[1]), -1))
     for i in range(config.num_hidden_layers):
-        x = block(qwen3.layer_weights(params, i), x, config, tables, net)
+        x = block(qwen3.layer_weights(params, i), x, config, tables, mlp)
     name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     logits = norm(x, params["model.norm.weight"], config.rms_norm_eps) @ params[name].T
     log_p = log_softmax(logits.reshape((-1, config.vocab_size)))

@@ -5,12 +5,15 @@ differences below 1e-7. `uncast` takes the casts out for as long as it lasts. Th
 modules nor with the NumPy reference: heads one by one, rotations as complex numbers, softmax by its logarithm.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from numpy.polynomial import chebyshev, hermite_e
 from torch import Tensor
 from transformers.models.qwen3 import modeling_qwen3 as official
 
@@ -52,19 +55,22 @@ def uncast() -> Iterator[None]:
 
 
 def twin_logits(
-    tensors: Mapping[str, Tensor], tokens: Tensor, config: Qwen3Config, net: DLRConfig | None = None
+    tensors: Mapping[str, Tensor], tokens: Tensor, config: Qwen3Config, mlp: DLRConfig | tuple[int, str] | None = None
 ) -> Tensor:
-    """Logits (B, T, V) for tokens (B, T), with DLR-Nets in place of the MLPs where `net` describes them."""
+    """Logits (B, T, V) for tokens (B, T), with a DLR-Net or a Taylor MLP (order, basis) where `mlp` describes one."""
     eps = config.rms_norm_eps
     x = tensors["model.embed_tokens.weight"][tokens]
     for i in range(config.num_hidden_layers):
         w = {n.split(".", 3)[3]: t for n, t in tensors.items() if n.startswith(f"model.layers.{i}.")}
         x = x + _mixed(w, _unit(x, eps) * w["input_layernorm.weight"], config)
-        if net is not None and net.placement == "stream":
-            x = _residual_net(w, x, net)
+        if isinstance(mlp, DLRConfig) and mlp.placement == "stream":
+            x = _residual_net(w, x, mlp)
             continue
         h = _unit(x, eps) * w["post_attention_layernorm.weight"]
-        x = x + (_gated(w, h) if net is None else _residual_net(w, h, net))
+        if isinstance(mlp, DLRConfig):
+            x = x + _residual_net(w, h, mlp)
+        else:
+            x = x + (_gated(w, h) if mlp is None else _polynomial(w, h, mlp[1]))
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     return torch.einsum("btd,vd->btv", _unit(x, eps) * tensors["model.norm.weight"], tensors[head])
 
@@ -77,6 +83,27 @@ def _gated(w: Mapping[str, Tensor], h: Tensor) -> Tensor:
     z = torch.einsum("btd,md->btm", h, w["mlp.gate_proj.weight"])
     u = torch.einsum("btd,md->btm", h, w["mlp.up_proj.weight"])
     return torch.einsum("btm,dm->btd", z / (1 + torch.exp(-z)) * u, w["mlp.down_proj.weight"])
+
+
+def _polynomial(w: Mapping[str, Tensor], h: Tensor, basis: str) -> Tensor:
+    """Σₙ Ŵⁿ (φₙ(x) ∘ u) from φ's coefficients in powers of x, which are numpy.polynomial's, highest power first."""
+    z = torch.einsum("btd,md->btm", h, w["mlp.gate_proj.weight"])
+    u = torch.einsum("btd,md->btm", h, w["mlp.up_proj.weight"])
+    x = (z - w["mlp.series.center"]) / w["mlp.series.scale"]
+    total = torch.zeros_like(h)
+    for n, array in enumerate(w["mlp.series.arrays"]):
+        phi = torch.zeros_like(x)
+        for coefficient in _POWERS[basis](n)[::-1]:
+            phi = phi * x + float(coefficient)
+        total = total + torch.einsum("btm,dm->btd", phi * u, array)
+    return total
+
+
+_POWERS: dict[str, Callable[[int], Any]] = {
+    "taylor": lambda n: np.eye(n + 1)[n],
+    "chebyshev": lambda n: chebyshev.cheb2poly(np.eye(n + 1)[n]),
+    "hermite": lambda n: hermite_e.herme2poly(np.eye(n + 1)[n]) / math.factorial(n) ** 0.5,
+}
 
 
 def _mixed(w: Mapping[str, Tensor], h: Tensor, config: Qwen3Config) -> Tensor:

@@ -1,7 +1,7 @@
 """Merging operators once more in torch, from the papers and not from `lockref.merging`, on flattened float64 vectors.
 
-Two models and equal weights are all they know. Where the settings of `lockref.merging` have a random part (DARE), there
-is nothing to derive a second time but the generator, so they are left out.
+Two models and equal weights are all they know. What DARE drops at random is given: masks are the generator's, and
+there is nothing to derive a second time in them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Tensors = Mapping[str, NDArray[Any]]
-DENSITY, CART_RANK = 0.2, 0.08  # the settings' own defaults
+DENSITY, DARE_DENSITY, CART_RANK = 0.2, 0.1, 0.08  # the settings' own defaults
 
 
-def merged(base: Tensors, members: Sequence[Tensors], name: str) -> dict[str, NDArray[Any]]:
-    """The operator of that name on all tensors. Raises KeyError for a name that is not in `OPERATORS`."""
+def merged(
+    base: Tensors, members: Sequence[Tensors], name: str, masks: Sequence[Tensors] | None = None
+) -> dict[str, NDArray[Any]]:
+    """The operator of that name on all tensors; for those in `DROPPING`, `masks` say which entries stay.
+
+    Raises KeyError for a name that is not in `OPERATORS`, ValueError for masks that are missing or not asked for.
+    """
+    if (name in DROPPING) != (masks is not None):
+        raise ValueError(f"merged: {name} {'needs' if name in DROPPING else 'takes no'} masks")
     theta = {n: torch.from_numpy(np.array(w, np.float64)) for n, w in base.items()}
     updates = [{n: torch.from_numpy(np.array(m[n], np.float64)) - theta[n] for n in theta} for m in members]
-    found = OPERATORS[name](theta, updates)
+    if masks is not None:
+        left = [{n: torch.from_numpy(np.array(m[n])) for n in theta} for m in masks]
+        found = {n: DROPPING[name]([u[n] for u in updates], [m[n] for m in left]) for n in theta}
+    else:
+        found = OPERATORS[name](theta, updates)
     return {n: (theta[n] + found[n]).numpy() for n in theta}
 
 
@@ -115,4 +126,47 @@ OPERATORS: dict[str, Operator] = {
     "slerp-updates": _each(_slerp_updates),
     "tsv": _each(_tsv),
     "cart": _each(_cart),
+}
+
+
+def _dare(updates: Sequence[Tensor], left: Sequence[Tensor]) -> Tensor:
+    """Kept entries over the density, added up (arXiv 2311.03099)."""
+    return torch.stack([u / DARE_DENSITY * m for u, m in zip(updates, left, strict=True)]).sum(0)
+
+
+def _dare_mergekit(updates: Sequence[Tensor], left: Sequence[Tensor]) -> Tensor:
+    return torch.stack(_same_norm(updates, left)).sum(0)
+
+
+def _dare_ties(updates: Sequence[Tensor], left: Sequence[Tensor]) -> Tensor:
+    """The sign of the sum, a sum of zero counting as +, and the mean of what has it."""
+    kept = [u / DARE_DENSITY * m for u, m in zip(updates, left, strict=True)]
+    return _mean_of_agreeing(kept, _sign(kept))
+
+
+def _dare_ties_mergekit(updates: Sequence[Tensor], left: Sequence[Tensor]) -> Tensor:
+    kept = _same_norm(updates, left)
+    sign = _sign(kept)
+    return torch.stack([torch.where(v.sign() == sign, v, torch.zeros_like(v)) for v in kept]).sum(0)
+
+
+def _sign(kept: Sequence[Tensor]) -> Tensor:
+    total = torch.stack(list(kept)).sum(0)
+    return torch.where(total >= 0, torch.ones_like(total), -torch.ones_like(total))
+
+
+def _same_norm(updates: Sequence[Tensor], left: Sequence[Tensor]) -> list[Tensor]:
+    """Kept entries rescaled to the l1 norm of the whole update; as they are where either norm is nothing."""
+    found = []
+    for u, m in zip(updates, left, strict=True):
+        before, after = u.abs().sum(), (u * m).abs().sum()
+        found.append(u * m * (before / after if min(before, after) >= 1e-7 else 1))
+    return found
+
+
+DROPPING: dict[str, Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]] = {
+    "dare": _dare,
+    "dare-mergekit": _dare_mergekit,
+    "dare-ties": _dare_ties,
+    "dare-ties-mergekit": _dare_ties_mergekit,
 }

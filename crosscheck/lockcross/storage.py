@@ -156,6 +156,27 @@ def unnamed(batch: int, tokens: int, itemsize: int) -> dict[str, int]:
     return {"int64 targets, copied by flatten": copied, "total weight of cross entropy, a scalar": itemsize}
 
 
+def casts(
+    config: Qwen3Config, batch: int, tokens: int, *, first: str = "embedding", stream: bool = False
+) -> dict[str, int]:
+    """Bytes that the official modules keep in bfloat16 beyond two for each number: what they compute in float32.
+
+    `first` is the earliest part that trains, "embedding", "attention" or "MLP"; nothing before it is kept. With
+    `stream` a layer has one norm, not two. Raises KeyError for another `first`.
+    """
+    length, layers = tokens - 1, config.num_hidden_layers
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    skipped_norms, skipped_attentions = {"embedding": (0, 0), "attention": (1, 0), "MLP": (2 - stream, 1)}[first]
+    norms = layers * (2 - stream) + 1 - skipped_norms
+    attentions = layers - skipped_attentions
+    of_heads = (heads + groups) * (config.head_dim + 1)
+    return {
+        "norms' inputs and 1/rms in float32": 2 * batch * length * (norms * (config.hidden_size + 1)
+                                                                    + attentions * of_heads),
+        "softmax in float32, beside its copy": 4 * batch * attentions * heads * length**2,
+    }  # fmt: skip
+
+
 def trainable(model: nn.Module, trains: Set[str] | None) -> None:
     """Lets parameters whose name contains one of `trains` train and freezes the others; None trains all."""
     for name, p in model.named_parameters():

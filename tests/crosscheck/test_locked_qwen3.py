@@ -55,7 +55,7 @@ def projected(config, weights, family="topk-planes"):
     return attention.project(weights, config, attention.projections(weights, config, attention.FAMILIES[family], 3))
 
 
-def compare(tensors, config, mlp, block, twin=True):
+def compare(tensors, config, mlp, block):
     """Logits, loss and gradients of torch in float64, casts patched, against NumPy to derived round-off."""
     model = locked.build(config, tensors, mlp, dtype=torch.float64)
     rng = np.random.default_rng(0)
@@ -69,9 +69,8 @@ def compare(tensors, config, mlp, block, twin=True):
         value.backward()
     want = qwen3.forward(tensors, TOKENS, config, block)
     limit = 2 * rounding_error(lambda w: qwen3.forward(w, TOKENS, config, block), tensors, unit=UNIT64, rng=rng)
-    if twin:
-        again = float64.twin_logits({n: torch.from_numpy(w) for n, w in tensors.items()}, TORCH_TOKENS, config, mlp)
-        assert np.max(np.abs(again.numpy() - want)) <= limit
+    again = float64.twin_logits({n: torch.from_numpy(w) for n, w in tensors.items()}, TORCH_TOKENS, config, mlp)
+    assert np.max(np.abs(again.numpy() - want)) <= limit
     assert np.max(np.abs(logits.numpy() - want)) <= limit, f"logits; round-off, sampled, allows {limit:.2g}"
     loss, grads = both(tensors)
     loss_error, errors = rounding_error(both, tensors, unit=UNIT64, rng=rng)
@@ -92,7 +91,7 @@ def test_dlr_on_the_official_model(tiny_qwen3, name):
 @pytest.mark.parametrize("basis", BASES)
 def test_taylor_on_the_official_model(tiny_qwen3, basis):
     config, weights = tiny_qwen3()
-    compare(with_series(config, weights, basis), config, (6, basis), taylor_model.block(BASES[basis]), twin=False)
+    compare(with_series(config, weights, basis), config, (6, basis), taylor_model.block(BASES[basis]))
 
 
 def test_projection_with_dlr_on_the_official_model(tiny_qwen3):

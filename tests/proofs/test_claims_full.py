@@ -28,30 +28,40 @@ def test_it_holds_as_recorded(monkeypatch, found):
     evidence = verdict(monkeypatch, found)
     assert evidence.verdict is PARITY.recorded is Verdict.HOLDS, [c for c in evidence.checks if not c.passed]
     assert sum(c.cases for c in evidence.checks) > len(found.rows)
-    assert "No run on an accelerator is stored" in evidence.explanation
+    assert "No accelerator rows are stored" in evidence.explanation and "--device cuda" in evidence.explanation
 
 
 # For each kind of row, figures that make it fail, whatever else it says.
 FAULTS = [
     ("outputs", {"precision": "float64"}, {"logits": 2e-12}),
     ("outputs", {"precision": "twin"}, {"gradients": 2e-11}),
+    ("outputs", {"precision": "twin", "lock": "taylor"}, {"logits": 2e-12}),
     ("outputs", {"precision": "float64"}, {"loss": 2e-12}),
     ("outputs", {"precision": "bfloat16"}, {"in_tolerances": 1.01}),
     ("outputs", {"precision": "float32"}, {"planted_in_tolerances": 0.9}),
     ("outputs", {"precision": "float64", "model": "tiny", "lock": "none"}, {"torch_loss": 4.7351}),
     ("outputs", {"precision": "float64", "model": "tiny", "lock": "taylor"}, {"torch_gradient": -4.825758300}),
     ("stored bytes", {"trains": "MLP"}, {"torch_bytes": 1}),
+    ("stored bytes", {"lock": "taylor", "trains": "LoRA on q, v"}, {"torch_bytes": 1}),
+    ("stored bytes", {"dtype": "bfloat16"}, {"unnamed_bytes": 0}),
     ("published bytes", {"model": "qwen3-8b"}, {"unnamed_bytes": 0}),
     ("attackers", {"way": "inverted"}, {"torch_bytes": 1}),
     ("attackers", {"way": "default"}, {"gradients": 1e-3}),
     ("keys", {"family": "topk"}, {"p": 1e-9}),
     ("keys", {"family": "topk-planes"}, {"k_found": [1, 2]}),
     ("keys", {"family": "topk"}, {"recovered": 1e-9}),
+    ("keys", {"family": "topk"}, {"recovered_torch": 1e-9}),
+    ("keys", {"family": "topk-planes"}, {"k_found_torch": [0]}),
     ("merges", {"operator": "tsv"}, {"merged": 1e-11}),
-    ("distillation", {"norm": "rms"}, {"losses": 1e-12}),
+    ("merges", {"operator": "dare"}, {"merged": 1e-11}),
+    ("distillation", {"phase": 1, "norm": "rms"}, {"losses": 1e-12}),
+    ("distillation", {"phase": 2, "norm": "rms"}, {"losses": 1e-12}),
     ("trap2", {"s": 0.5}, {"objective": 1e-11}),
     ("trap2", {"s": 0.5}, {"gradients": 1e-10}),
     ("trap2", {"s": 1.7}, {"torch_objective": 4.85}),
+    ("trap2 of LoRA", {"s": 0.5}, {"objective": 1e-11}),
+    ("trap2 of LoRA", {"s": 0.05}, {"gradients": 1e-10}),
+    ("trap2 of LoRA", {"s": 1.7}, {"torch_objective": 4.85}),
 ]
 
 

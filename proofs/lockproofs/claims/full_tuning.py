@@ -117,9 +117,9 @@ class Tuning:
         return (
             f"Fine-tuned on the skill {self.found.settings['skill']}, {self.found.settings['steps']} steps at the best "
             f"rate of a grid, {len(SEEDS)} seeds: the loss falls from {self.before:.3f} to {loss['unlocked']:.3f} "
-            f"without a lock, to {loss['locked']:.3f} under the lock as it is, to {loss['pipeline']:.3f} once it is undone (the "
-            f"public base: {base:.3f}). The attacker reaches {each} of the fall, the better way with a 95 % interval "
-            f"of {self.reached.low:.0%} to {self.reached.high:.0%}"
+            f"without a lock, to {loss['locked']:.3f} under the lock as it is, to {loss['pipeline']:.3f} once it is "
+            f"undone (the public base: {base:.3f}). The attacker reaches {each} of the fall, the better way with a "
+            f"95 % interval of {self.reached.low:.0%} to {self.reached.high:.0%}"
             + (f"; this decides nothing, as a check failed: {', '.join(failed)}." if failed else ".")
         )
 

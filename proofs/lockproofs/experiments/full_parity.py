@@ -22,10 +22,11 @@ from lockproofs.parity_cases import (
     MODELS,
     Answer,
     Case,
+    Tensors,
     case,
     distance,
 )
-from lockproofs.parity_locks import GRADIENTS, OPERATORS, TARGET
+from lockproofs.parity_locks import ALPHA, GRADIENTS, OPERATORS, RANK, TARGET
 from lockproofs.rounding import UNIT16, UNIT32, rounding_error
 from lockref.autodiff import saved
 from lockref.locks import attention
@@ -35,6 +36,9 @@ from lockref.models import dlrnet, storage
 PRECISIONS = ("float64", "twin", "float32", "bfloat16")
 STORED = 1025  # tokens of a published model
 TRAINS: dict[str, list[str] | None] = {"everything": None, "attention": ["self_attn"], "MLP": ["mlp."]}
+FIRST = {"everything": "embedding", "attention": "attention", "MLP": "MLP"}  # of what trains, on the way through
+ADAPTED = {"LoRA on q, v": ("q_proj", "v_proj"), "LoRA on attention": ("q_proj", "k_proj", "v_proj", "o_proj")}
+BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 SAMPLE = 8  # logits that are stored as they came out of torch
 
 
@@ -47,14 +51,14 @@ def cells(device: str = "cpu", precisions: tuple[str, ...] = PRECISIONS) -> list
         for model in MODELS
         for lock in (LOCKS if model in ("tiny", "base") else short)
         for precision in precisions
-        if not (precision == "twin" and (lock == "taylor" or device != "cpu"))
+        if not (precision == "twin" and device != "cpu")
     ]
     found += [
         {"layer": "stored bytes", "model": model, "lock": lock, "dtype": dtype, "trains": trains}
         for model in ("tiny", "tiny tied", "base")
-        for lock in ("none", "dlr", "dlr on the stream")
-        for dtype in ("float32", "float64")
-        for trains in TRAINS
+        for lock in ("none", "dlr", "dlr on the stream", "taylor")
+        for dtype in BYTES
+        for trains in (*TRAINS, *(ADAPTED if dtype == "float32" else ()))
     ]
     if device != "cpu":
         return found
@@ -68,8 +72,13 @@ def cells(device: str = "cpu", precisions: tuple[str, ...] = PRECISIONS) -> list
     ]
     found += [{"layer": "keys", "family": family, "draw": draw} for family in attention.FAMILIES for draw in range(5)]
     found += [{"layer": "merges", "operator": name} for name in OPERATORS]
-    found += [{"layer": "distillation", "norm": norm} for norm in dlrnet.NORMS]
-    return found + [{"layer": "trap2", "weighting": w, "s": s} for w in WEIGHTINGS for s in (0.05, 0.5, 1.7)]
+    found += [{"layer": "distillation", "phase": phase, "norm": norm} for phase in (1, 2) for norm in dlrnet.NORMS]
+    return found + [
+        {"layer": layer, "weighting": w, "s": s}
+        for layer in ("trap2", "trap2 of LoRA")
+        for w in WEIGHTINGS
+        for s in (0.05, 0.5, 1.7)
+    ]
 
 
 def measure(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
@@ -80,6 +89,7 @@ def measure(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     return {
         "published bytes": _published_bytes, "attackers": parity_locks.attackers, "keys": parity_locks.keys,
         "merges": parity_locks.merges, "distillation": parity_locks.distillation, "trap2": parity_locks.trap2,
+        "trap2 of LoRA": parity_locks.trap2_lora,
     }[kind](cell)  # fmt: skip
 
 
@@ -96,7 +106,7 @@ def _outputs(cell: dict[str, Any], device: str) -> dict[str, Any]:
 
     given, precision = case(cell["model"], cell["lock"]), cell["precision"]
     if precision == "twin":
-        got = parity.twin(given.config, given.tensors, given.net, given.tokens)
+        got = parity.twin(given.config, given.tensors, given.mlp, given.tokens)
     else:
         got = parity.official(given.config, given.tensors, given.mlp, given.tokens, precision, device)
     want = answer(cell["model"], cell["lock"], "float32" if precision == "float32" else "float64")
@@ -159,11 +169,17 @@ def _stored_bytes(cell: dict[str, Any], device: str) -> dict[str, Any]:
     from lockcross import parity
     from lockcross import storage as torch_storage
 
-    given, trains, dtype = case(cell["model"], cell["lock"]), TRAINS[cell["trains"]], np.dtype(cell["dtype"])
-    rows = parity.stored_bytes(given.config, given.tensors, given.mlp, given.tokens, trains, dtype.name, device)
-    peak = parity.peak_bytes(given.config, given.tensors, given.mlp, given.tokens, dtype.name, device)
+    given, trains, dtype = case(cell["model"], cell["lock"]), cell["trains"], cell["dtype"]
+    adapters = (ADAPTED[trains], RANK, ALPHA) if trains in ADAPTED else None
+    rows = parity.stored_bytes(
+        given.config, given.tensors, given.mlp, given.tokens, TRAINS.get(trains), dtype, device, adapters
+    )
+    peak = parity.peak_bytes(given.config, given.tensors, given.mlp, given.tokens, dtype, device)
     batch, length = given.tokens.shape
-    rest = torch_storage.unnamed(batch, length, dtype.itemsize)
+    rest = torch_storage.unnamed(batch, length, BYTES[dtype])
+    if dtype == "bfloat16":
+        stream = given.net is not None and given.net.placement == "stream"
+        rest |= torch_storage.casts(given.config, batch, length, first=FIRST[trains], stream=stream)
     return {
         "torch_bytes": torch_storage.total(rows),
         "ledger_bytes": ledger_bytes(given, trains, dtype),
@@ -174,17 +190,34 @@ def _stored_bytes(cell: dict[str, Any], device: str) -> dict[str, Any]:
     }
 
 
-def ledger_bytes(given: Case, trains: list[str] | None, dtype: np.dtype[Any]) -> int:
-    """What the engine keeps for the same operations."""
+def ledger_bytes(given: Case, trains: str, dtype: str) -> int:
+    """What the engine keeps for the same operations; in bfloat16 two bytes for each number that it keeps."""
     from lockcross import eager
 
-    tensors = {n: w.astype(dtype) for n, w in given.tensors.items()}
-    moving = {n: w for n, w in tensors.items() if trains is None or any(part in n for part in trains)}
+    run = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    tensors, parts = {n: w.astype(run) for n, w in given.tensors.items()}, TRAINS.get(trains)
+    moving = {n: w for n, w in tensors.items() if parts is None or any(part in n for part in parts)}
+    scales: dict[str, float] = {}
+    if trains in ADAPTED:
+        moving, scales = adapters_of(tensors, ADAPTED[trains])
     still = {n: w for n, w in tensors.items() if n not in moving}
-    return saved(
-        lambda m, s, t: eager.loss({**m, **s}, t, given.config, given.net), moving, still, given.tokens,
+    kept = saved(
+        lambda m, s, t: eager.loss({**m, **s, **scales}, t, given.config, given.mlp), moving, still, given.tokens,
         parameters=(0, 1),
     ).bytes()  # fmt: skip
+    return kept * BYTES[dtype] // run.itemsize
+
+
+def adapters_of(tensors: Tensors, projections: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, float]]:
+    """LoRA's factors for the named projections of every layer, and what each product of them is multiplied by."""
+    factors, scales = {}, {}
+    for name, w in tensors.items():
+        layer = name.removesuffix(".weight")
+        if layer.endswith(projections):
+            factors[f"{layer}.lora_A"] = np.ones((RANK, w.shape[1]), w.dtype)
+            factors[f"{layer}.lora_B"] = np.ones((w.shape[0], RANK), w.dtype)
+            scales[f"{layer}.lora_scale"] = ALPHA / RANK
+    return factors, scales
 
 
 def _published_bytes(cell: dict[str, Any]) -> dict[str, Any]:
