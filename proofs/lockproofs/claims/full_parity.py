@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from lockproofs import parity_locks
+from lockproofs import parity_locks, resident
 from lockproofs.claim import Check, Claim, Context, Deviation, Evidence, Grade, MissingInput, Source, Verdict
 from lockproofs.experiments import full_parity as table
 from lockproofs.experiments.store import Result, stored
+from lockproofs.hub_sizes import HUB
 from lockproofs.parity_cases import LOCKS, case, distance
 from lockproofs.parity_locks import GRADIENTS, TARGET
 
@@ -93,9 +94,8 @@ def lock_checks(found: Result) -> list[Check]:
     return [
         _most("projection made by torch", "max |P_torch − P_NumPy|", (r["p"] / r["allowed_p"] for r in keys), 1.0,
               "tolerances", davis_kahan),
-        _same("keys recovered", "models on which a keyless attack, NumPy's on what torch locked or torch's on what NumPy "
-              "locked, finds a wrong k", (int(r[side] != [r["k"]]) for r in keys for side in ("k_found", "k_found_torch")),
-              "models"),
+        _same("keys recovered", "models on which a keyless attack, NumPy's on torch's lock or torch's on NumPy's, "
+              "finds a wrong k", (int(r[k] != [r["k"]]) for r in keys for k in ("k_found", "k_found_torch")), "models"),
         _most("weights recovered", "relative error of what either keyless attack returns",
               (r[side] / r["allowed_p"] for r in keys for side in ("recovered", "recovered_torch")), 1.0, "tolerances",
               davis_kahan),
@@ -114,7 +114,9 @@ def lock_checks(found: Result) -> list[Check]:
 def size_checks() -> list[Check]:
     """A model of Qwen3-0.6B's shape on both sides. Raises MissingInput without its stored result."""
     found = stored("full_size")
-    (forward,), (held,) = found.where(what="forward"), found.where(what="stored bytes")
+    (forward,), (held,), (memory,) = (found.where(what=what) for what in ("forward", "stored bytes", "memory"))
+    config = HUB[found.settings["model"]]
+    predicted = memory["predicted_weights"] + memory["predicted_forward"]
     return [
         _most(f"logits of {found.settings['model']}'s shape, float32", "stock official modules: max |torch − NumPy|, "
               f"{forward['parameters']:,} random weights, {found.settings['tokens']} tokens",
@@ -122,6 +124,12 @@ def size_checks() -> list[Check]:
         _same("its stored bytes", "|torch − closed form|, allocated and on the meta device",
               (abs(held[n] - held["ledger_bytes"] - held["unnamed_bytes"]) for n in ("torch_bytes", "meta_bytes")),
               "bytes"),
+        _most("its forward pass, arrays", "|traced peak − closed form|: logits, stream and norm, RoPE's tables",
+              [abs(memory["traced"] - memory["predicted_forward"])], resident.OBJECTS, "bytes",
+              "Python's objects: names and views of one layer's tensors"),
+        _most("its forward pass, process", "|resident peak − (bare process + weights + closed form)|",
+              [abs(memory["peak"] - memory["bare"] - predicted)], resident.pages_of(config) + resident.TOUCHED, "bytes",
+              "two pages for each tensor, 1 MiB of code and BLAS's buffers first touched"),
     ]  # fmt: skip
 
 
@@ -135,9 +143,8 @@ def live_checks(found: Result) -> list[Check]:
         want = parity_locks.attacker_bytes(parity_locks.attacked_net(row), row["way"], row["segments"])
         attackers.append(abs(row["torch_bytes"] - want[0]) + abs(row["torch_bytes_at_most"] - want[1]))
     trap2 = [
-        abs(float(now(row, given)) / row["torch_objective"] - 1)
-        for layer, (now, given) in TRAP2.items()
-        for given in [given()]
+        abs(float(objective(row, given())) / row["torch_objective"] - 1)
+        for layer, (objective, given) in TRAP2.items()
         for row in found.where(layer=layer)
     ]
     return [

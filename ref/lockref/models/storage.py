@@ -170,3 +170,15 @@ def qwen3_attention(config: Qwen3Config, *, trains: bool = True) -> Storage:
 def qwen3_mlp_norm(config: Qwen3Config, *, keeps_output: bool) -> Storage:
     """The stream that enters a layer's MLP norm and its 1/rms; d more where the MLP keeps what it reads."""
     return Storage(config.hidden_size * (1 + keeps_output) + 1)
+
+
+def qwen3_forward(config: Qwen3Config) -> Storage:
+    """The most that one forward pass holds at once without a tape: max(V + 2d, 3d + 4m, 2d + (4H + 3G) c) a token.
+
+    The head holds logits, stream and normed stream; a layer's MLP the stream twice, its norm, both pre-activations and
+    two arrays of silu's; its attention the stream, its norm, and heads before and after norm, RoPE and transposition.
+    Weights are owned elsewhere; scores come in tiles, which are not counted, nor are RoPE's tables (T, c).
+    """
+    d, m, c = config.hidden_size, config.intermediate_size, config.head_dim
+    heads = 4 * config.num_attention_heads + 3 * config.num_key_value_heads
+    return Storage(max(config.vocab_size + 2 * d, 3 * d + 4 * m, 2 * d + heads * c))
