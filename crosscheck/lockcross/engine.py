@@ -12,9 +12,12 @@ import transformers
 from numpy.typing import NDArray
 
 from lockcross.distill import distill, mean_loss
+from lockcross.storage import model_bytes
 from lockcross.team import Team, team
 from lockref.locks.distillation import Distilled, Phases, Say
 from lockref.locks.full import Composition
+from lockref.locks.lock_memory import FLOAT, LOGITS, weights
+from lockref.models import storage
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.qwen3_config import Qwen3Config
 
@@ -45,6 +48,21 @@ class TorchEngine:
     def loss(self, tensors: Tensors, config: Qwen3Config, composition: Composition, rows: Any) -> float:
         """Mean loss in nats over rows of tokens."""
         return mean_loss(tensors, config, composition.net, rows, self.team.device)
+
+    def memory(
+        self, config: Qwen3Config, composition: Composition, phases: Phases, rows: tuple[int, int], length: int
+    ) -> int:
+        """Bytes at most on top of the loaded model, in this process: phase 2's eager step, of which it does one part.
+
+        Activations of phase 1 lie on disk, and what of them the system keeps in memory is its own affair.
+        """
+        net = composition.net
+        assert net is not None, "this engine distills DLR-Nets"
+        step = min(phases.tokens, rows[0]) // self.parts or 1
+        kept = model_bytes(config, step, length + 1, FLOAT, storage.dlr(net, fused=False))
+        logits = FLOAT * LOGITS * step * length * config.vocab_size
+        copies = 2 * FLOAT * weights(config, composition)  # NumPy's and torch's, teacher and student
+        return kept + logits + copies
 
     def versions(self) -> dict[str, str]:
         """Of what decides the bits."""

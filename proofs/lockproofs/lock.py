@@ -1,7 +1,6 @@
 """`lockref lock`: the full lock on a checkpoint directory, written whole beside its manifest."""
 
 import math
-import os
 import platform
 import shlex
 import shutil
@@ -16,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lockproofs import resident
 from lockproofs.calibration import rows_of
 from lockproofs.claim import BadInput
 from lockref.autodiff.pages import keep_pages
-from lockref.locks import full
+from lockref.locks import full, lock_memory
 from lockref.locks.attention import TOPK_PLANES
 from lockref.locks.distillation import Distilled, Phases, distill, dlr_student, swiglu_student
 from lockref.locks.dlr_run import rounded
@@ -127,6 +127,10 @@ class Engine(Protocol):
 
     def loss(self, tensors: Tensors, config: Qwen3Config, composition: Composition, rows: Any) -> float: ...
 
+    def memory(
+        self, config: Qwen3Config, composition: Composition, phases: Phases, rows: tuple[int, int], length: int
+    ) -> int: ...
+
     def versions(self) -> dict[str, str]: ...
 
 
@@ -146,6 +150,12 @@ class NumpyEngine:
     def loss(self, tensors: Tensors, config: Qwen3Config, composition: Composition, rows: Any) -> float:
         """Mean loss in nats over rows of tokens."""
         return text_loss(tensors, rows, config, composition.block)
+
+    def memory(
+        self, config: Qwen3Config, composition: Composition, phases: Phases, rows: tuple[int, int], length: int
+    ) -> int:
+        """Bytes at most on top of the loaded model: `lock_memory`."""
+        return lock_memory.numpy_peak(config, composition, phases, rows, length)
 
     def versions(self) -> dict[str, str]:
         """Of what decides the bits."""
@@ -204,6 +214,9 @@ def _lock(source: Path, target: Path, wish: Wish, chosen: Engine, say: Say) -> d
     keep_pages()
     say(f"{size:,} parameters, {4 * size / 2**20:,.0f} MiB in float32")
     say(f"{len(tokens):,} rows of {wish.length} tokens to learn from, {len(test):,} held out")
+    more = chosen.memory(before.config, composition, wish.phases, (len(tokens), len(test)), wish.length)
+    expected = resident.now() + more
+    say(f"peak memory expected: {expected / 2**20:,.0f} MiB, {more / 2**20:,.0f} MiB more than now")
     config, steps = before.config, [("original", before.tensors, Composition())]
     now: Tensors = before.tensors
     if composition.planes:
@@ -231,7 +244,7 @@ def _lock(source: Path, target: Path, wish: Wish, chosen: Engine, say: Say) -> d
     _require_within(wish.budget, gap, work)
     said = write_locked(target, config, now, manifest, dtype)
     shutil.rmtree(work)
-    say(f"peak memory {peak_memory() / 2**20:,.0f} MiB")
+    say(f"peak memory {resident.peak() / 2**20:,.0f} MiB, {expected / 2**20:,.0f} MiB expected")
     return to_json(said)
 
 
@@ -254,12 +267,3 @@ def _require_within(budget: float | None, gap: float, work: Path) -> None:
             f"--budget {budget:g}: the held-out loss rose by {gap:.2%}: nothing was written; raise the budget, or "
             f"remove {work} and train longer"
         )
-
-
-def peak_memory() -> int:
-    """Bytes of resident memory that this process held at most; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)

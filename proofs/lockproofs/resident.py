@@ -1,4 +1,4 @@
-"""What a process holds while a Qwen3 model runs forward: arrays as NumPy asks for them, and pages as Linux counts them.
+"""What a process holds, and while a Qwen3 model runs forward: arrays as NumPy asks for them, pages as Linux counts.
 
 `forward_memory` measures in a process of its own, in which nothing else has run. glibc maps every array of 64 KiB or
 more by itself there, so a freed array is gone, and the growth of the process is that of its arrays.
@@ -23,7 +23,7 @@ from lockref.models import qwen3, storage
 from lockref.models.qwen3_config import Qwen3Config
 
 MAPPED = 64 * 1024  # bytes from which on an array has pages of its own
-PAGE = 4096
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 SMALL = Qwen3Config(1024, 512, 1024, 1, 4, 2, 128)
 OBJECTS = 64 * 1024  # at most, of Python's in a forward pass: names and views of one layer's tensors
 TOUCHED = 2**20  # at most, pages of code and of BLAS's buffers that a forward pass is the first to touch
@@ -61,6 +61,24 @@ def forward_memory(config: Qwen3Config, tokens: int) -> dict[str, int]:
         raise BadInput(f"resident memory: the child process failed: {done.stderr.strip().splitlines()[-1:]}")
     found: dict[str, int] = json.loads(done.stdout)
     return found
+
+
+def now() -> int:
+    """Bytes of resident memory that this process holds now; 0 where the system does not say (Linux does)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * PAGE
+
+
+def peak() -> int:
+    """Bytes of resident memory that this process held at most; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
 
 
 def _measured(config: Qwen3Config, tokens: int) -> dict[str, int]:

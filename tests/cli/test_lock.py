@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from lockproofs import lock as command
 from lockproofs.cli import main
 from lockproofs.exit_codes import BAD_INPUT, DONE, INTERRUPTED
-from lockref.locks import distillation, full
+from lockref.locks import distillation, full, lock_memory
 from lockref.locks.manifest import Manifest, write_locked
 from lockref.models import qwen3
+from lockref.models.checkpoint_io import load_config
 from lockref.models.tensor_file import write_tensors
+from lockref.models.zoo import zoo_path
 
 QUICK = "--steps 4 --healing 3 --captured 4 --length 6 --dlr-depth 3 --data {data}"
 
@@ -180,7 +183,51 @@ def test_quiet_prints_nothing_and_loud_says_what_is_left(here, capsys):
     shutil.rmtree(here / "locked")
     code, out, err = run(capsys, "source locked")
     assert code == DONE and "attention and dlr: the loss rose by" in out
-    assert "s left" in err and "peak memory" in err and "4 held out" in err
+    assert "s left" in err and "4 held out" in err
+    lines = [line for line in err.splitlines() if "peak memory" in line]
+    assert len(lines) == 2 and "peak memory expected: " in lines[0] and " MiB expected" in lines[1]
+    assert err.index(lines[0]) < err.index("layer 0") and lines[1] == err.splitlines()[-1]
+
+
+def grown(options, path):
+    """What `lock` expects to hold on top of the loaded model, and what its arrays took; in bytes."""
+    wish = command.Wish(steps=2, healing=2, rows=64, length=64, **options)
+    source = zoo_path("add")
+    start = []
+
+    def say(line):
+        if line.startswith("peak memory expected"):
+            tracemalloc.reset_peak()
+            start.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        command.lock(source, path / "locked", wish, say)
+        took = tracemalloc.get_traced_memory()[1] - start[0]
+    finally:
+        tracemalloc.stop()
+    config = load_config(source)
+    tokens, test = command.rows_of(None, 256, wish.rows, wish.length, 0)
+    rows = len(tokens), len(test)
+    return lock_memory.numpy_peak(config, wish.composition(config), wish.phases, rows, wish.length), took
+
+
+@pytest.mark.parametrize(
+    "options", [{"captured": 48}, {"captured": 1}, {"taylor_order": 3, "captured": 48}, {"dlr_depth": 0}], ids=str
+)
+def test_memory_stays_below_what_was_expected_and_is_more_than_half_of_it(options, tmp_path):
+    expected, took = grown(options, tmp_path)
+    assert expected / 2 <= took <= expected, f"arrays took {took:,} bytes, expected at most {expected:,}"
+
+
+def test_a_lock_that_captures_in_float64_exceeds_what_was_expected(tmp_path, monkeypatch):
+    honest = distillation.captured
+    monkeypatch.setattr(
+        distillation, "captured",
+        lambda tensors, *args, **options: honest({n: w.astype(float) for n, w in tensors.items()}, *args, **options),
+    )  # fmt: skip
+    expected, took = grown({"captured": 48}, tmp_path)
+    assert took > expected
 
 
 def test_the_numpy_engine_refuses_what_would_take_weeks(here, capsys, monkeypatch):

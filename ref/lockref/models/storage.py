@@ -179,6 +179,11 @@ def qwen3_forward(config: Qwen3Config) -> Storage:
     two arrays of silu's; its attention the stream, its norm, and heads before and after norm, RoPE and transposition.
     Weights are owned elsewhere; scores come in tiles, which are not counted, nor are RoPE's tables (T, c).
     """
+    return Storage(max(config.vocab_size + 2 * config.hidden_size, qwen3_layer(config).per_token))
+
+
+def qwen3_layer(config: Qwen3Config) -> Storage:
+    """The part of `qwen3_forward` that one layer holds."""
     d, m, c = config.hidden_size, config.intermediate_size, config.head_dim
     heads = 4 * config.num_attention_heads + 3 * config.num_key_value_heads
-    return Storage(max(config.vocab_size + 2 * d, 3 * d + 4 * m, 2 * d + heads * c))
+    return Storage(max(3 * d + 4 * m, 2 * d + heads * c))
