@@ -114,8 +114,9 @@ def lock_checks(found: Result) -> list[Check]:
 def size_checks() -> list[Check]:
     """A model of Qwen3-0.6B's shape on both sides. Raises MissingInput without its stored result."""
     found = stored("full_size")
-    (forward,), (held,), (memory,) = (found.where(what=what) for what in ("forward", "stored bytes", "memory"))
-    config = HUB[found.settings["model"]]
+    (forward,), (held,) = found.where(what="forward"), found.where(what="stored bytes")
+    (memory,) = stored("full_memory").rows
+    config = HUB[memory["model"]]
     predicted = memory["predicted_weights"] + memory["predicted_forward"]
     return [
         _most(f"logits of {found.settings['model']}'s shape, float32", "stock official modules: max |torch − NumPy|, "
@@ -194,7 +195,8 @@ def check_parity(ctx: Context) -> Evidence:
         ),
         checks=checks,
         assumptions=[
-            f"the stored tables, made by: {found.command}; {stored('full_size').command}",
+            f"the stored tables, made by: {found.command}; {stored('full_size').command}; "
+            f"{stored('full_memory').command}",
             f"rows of one device: {where['device_name']}. {_accelerator()}",
             "eager attention and eager operations; compiled or fused kernels of torch keep other buffers",
             "DARE drops the same entries on both sides: masks are the generator's; tsv is compared where no two "

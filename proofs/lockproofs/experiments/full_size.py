@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lockproofs import resident
 from lockproofs.experiments.store import Experiment
 from lockproofs.hub_sizes import HUB
 from lockproofs.parity_cases import distance, random_tensors
@@ -19,22 +18,9 @@ MODEL, TOKENS, SEED, DRAWS = "qwen3-0.6b", 128, 0, 2
 
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
-    """Logits of both and what round-off allows between them; the bytes that torch keeps, allocated and not; or memory.
-
-    `peak_rss_bytes` is the whole run's until then: the largest part is the tolerance, sampled in float64.
-    """
-    found = {"memory": _memory, "forward": _forward, "stored bytes": _stored_bytes}[cell["what"]]()
+    """Logits of both and what round-off allows between them; or the bytes that torch keeps, allocated and not."""
+    found = {"forward": _forward, "stored bytes": _stored_bytes}[cell["what"]]()
     return {**found, "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-
-
-def _memory() -> dict[str, int]:
-    """NumPy's forward pass in a process of its own: what was predicted, what arrays took, and what Linux counted."""
-    config = HUB[MODEL]
-    return {
-        "predicted_weights": resident.predicted_weights(config),
-        "predicted_forward": resident.predicted_forward(config, TOKENS),
-        **resident.forward_memory(config, TOKENS),
-    }
 
 
 def tokens() -> Any:
@@ -91,6 +77,6 @@ EXPERIMENT = Experiment(
     title="NumPy and PyTorch on a model of Qwen3-0.6B's shape",
     seed=SEED,
     settings={"model": MODEL, "tokens": TOKENS, "draws": DRAWS, "dtype": "float32"},
-    cells=[{"what": "memory"}, {"what": "forward"}, {"what": "stored bytes"}],
+    cells=[{"what": "forward"}, {"what": "stored bytes"}],
     measure=measure,
 )
