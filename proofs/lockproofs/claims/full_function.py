@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from lockproofs.claim import Check, Claim, Context, Deviation, Evidence, Grade, MissingInput, Source, Verdict
+from lockproofs.experiments.store import stored
 from lockref.locks import full
 from lockref.locks.attention import TOPK, project, projections
 from lockref.locks.dlr import assembled
@@ -57,6 +58,19 @@ def composed_gap(planes: int, rows: Any) -> tuple[float, float, int]:
     return whole / start - 1, alone / start - 1, int(np.sum(one != two))
 
 
+def by_default(row: dict[str, Any]) -> str:
+    """What one run of the command with its default options cost, and left of a trapped expert."""
+    was, now, low, high = row["original"], row["locked"], *row["load"]
+    skills = ", ".join(f"{name} {now[name]:.1%} of {was[name]:.1%}" for name in ("add", "reverse"))
+    return (
+        f"`lockref lock` with its default options locks the zoo's expert on {row['source']}, trained on with Trap², at "
+        f"once ({', '.join(row['parts'])}): {row['cpu_seconds']:.0f} processor seconds of one thread, which is what an "
+        f"idle core takes, {row['wall_seconds']:.0f} s by the clock at a load of {low:.1f} to {high:.1f} on two cores; "
+        f"{row['peak_mib']:,} MiB at most, {row['expected_mib']:,} MiB were expected. Held out: {skills}, text "
+        f"{now['text']:.3f} nats per byte where it was {was['text']:.3f}."
+    )
+
+
 def check_function(ctx: Context) -> Evidence:
     """Compose the parts on this model and compare every logit; add flips to a distilled lock and measure the whole.
 
@@ -86,6 +100,7 @@ def check_function(ctx: Context) -> Evidence:
     whole, alone, moved = composed_gap(config.head_dim // 4, rows)
     said = full.load(zoo_path(LOCKED)).manifest.figures
     budget = float(said["loss_gap"])
+    quick = stored("full_lock_time")
     return Evidence(
         verdict=Verdict.HOLDS_IF,
         grade=Grade.MEASURED,
@@ -99,7 +114,7 @@ def check_function(ctx: Context) -> Evidence:
             f"{said['locked']['add']:.1%} of sums right where {said['original']['add']:.1%} were. A polynomial of "
             f"order {SERIES.order} ({SERIES.basis}) for the MLPs costs {series:.1%} on this model, and a budget must "
             f"say so; flips add nothing to it either. Flips of eigen-directions, as published, cost {published:.0%}: "
-            "with them no budget for the networks holds for the whole."
+            f"with them no budget for the networks holds for the whole. {by_default(quick.rows[0])}"
         ),
         checks=[
             Check(
@@ -118,6 +133,7 @@ def check_function(ctx: Context) -> Evidence:
         ],
         assumptions=[
             "held-out loss on text is what the budget is stated in; a skill can suffer more than the mean loss does",
+            f"time, memory and utility of the default command are those of one stored run: {quick.command}",
             "Trap² is part of training: the function to preserve is that of the update it protects",
             "the random DLR-Nets stand for any: the proof does not ask what they compute",
         ],
