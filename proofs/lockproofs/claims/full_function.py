@@ -60,7 +60,8 @@ def composed_gap(planes: int, rows: Any) -> tuple[float, float, int]:
 
 def by_default(row: dict[str, Any]) -> str:
     """What one run of the command with its default options cost, and left of a trapped expert."""
-    was, now, low, high = row["original"], row["locked"], *row["load"]
+    was, now = row["original"], row["locked"]
+    low, high = row["load"]
     skills = ", ".join(f"{name} {now[name]:.1%} of {was[name]:.1%}" for name in ("add", "reverse"))
     return (
         f"`lockref lock` with its default options locks the zoo's expert on {row['source']}, trained on with Trap², at "

@@ -64,6 +64,13 @@ class Tuning:
         """The whole interval lies above, and every control passed."""
         return self.reached.low >= RECOVERED and all(control.passed for control in self.controls)
 
+    @property
+    def says(self) -> str:
+        """What the interval says of the lock."""
+        if self.reached.low >= RECOVERED:
+            return "the lock is broken"
+        return "the lock withstands" if self.reached.high < RECOVERED else f"{RECOVERED:.0%} lies inside, left open"
+
     def given(self) -> dict[str, list[float]]:
         """The losses that decide."""
         losses = {"before": (self.before,), "unlocked": self.of("unlocked").best.losses}
@@ -119,8 +126,8 @@ class Tuning:
             f"rate of a grid, {len(SEEDS)} seeds: the loss falls from {self.before:.3f} to {loss['unlocked']:.3f} "
             f"without a lock, to {loss['locked']:.3f} under the lock as it is, to {loss['pipeline']:.3f} once it is "
             f"undone (the public base: {base:.3f}). The attacker reaches {each} of the fall, the better way with a "
-            f"95 % interval of {self.reached.low:.0%} to {self.reached.high:.0%}"
-            + (f"; this decides nothing, as a check failed: {', '.join(failed)}." if failed else ".")
+            f"95 % interval of {self.reached.low:.0%} to {self.reached.high:.0%}: "
+            + (f"this decides nothing, as a check failed: {', '.join(failed)}." if failed else f"{self.says}.")
         )
 
     def plots(self) -> list[Plot]:
