@@ -25,6 +25,7 @@ STEPS, BATCH, EVERY, HELD_OUT = 200, 16, 20, 64
 RATES: Final = (5e-4, 1e-3, 2e-3, 4e-3)
 SEEDS: Final = (0, 1, 2, 3)
 CONTROL_SEEDS: Final = SEEDS[:2]
+FRESH_SEEDS: Final = tuple(range(4, 20))  # at the rates that the others had found best
 MODELS: Final = {
     "unlocked": "the expert without any lock: what the lock is measured against",
     "base": "the public base, which everybody has",
@@ -43,6 +44,8 @@ RUNS: Final = (  # model, its rates, seeds
     ("planted", (2.5e-4, *RATES[:2]), CONTROL_SEEDS),
     ("planted, undone", RATES[1:2], CONTROL_SEEDS[:1]),
     ("shuffled", RATES[1:], CONTROL_SEEDS),
+    ("unlocked", RATES[2:3], FRESH_SEEDS),
+    ("pipeline", RATES[2:3], FRESH_SEEDS),
 )
 
 
