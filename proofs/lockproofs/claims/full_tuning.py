@@ -141,8 +141,8 @@ class Tuning:
             f"rate of a grid, {len(SEEDS)} seeds: the loss falls from {self.before:.3f} to {loss['unlocked']:.3f} "
             f"without a lock, to {loss['locked']:.3f} under the lock as it is, to {loss['pipeline']:.3f} once it is "
             f"undone (the public base: {base:.3f}). The attacker reaches {each} of the fall. The "
-            f"{len(self.deciding['attacked'])} seeds that decide put the better way at {self.reached.mean:.0%}, 95 % interval {self.reached.low:.0%} to "
-            f"{self.reached.high:.0%}: "
+            f"{len(self.deciding['attacked'])} seeds that decide put the better way at {self.reached.mean:.0%}, 95 % "
+            f"interval {self.reached.low:.0%} to {self.reached.high:.0%}: "
             + (f"this decides nothing, as a check failed: {', '.join(failed)}." if failed else f"{self.says}.")
         )
 
