@@ -86,34 +86,51 @@ def reached(monkeypatch, found, tuned):
 
 
 def broken(tuned):
-    return changed(changed(tuned, {"model": "unlocked"}, ends_at(0.5)), {"model": "pipeline"}, ends_at(0.5))
+    """The unlocked expert and the lock undone end at one loss, whatever the seed."""
+    for name in ("unlocked", "pipeline", "planted, undone"):
+        tuned = changed(tuned, {"model": name}, ends_at(0.2))
+    return tuned
 
 
 def test_fine_tuning_alone_refutes_where_its_whole_interval_does(monkeypatch, found, tuned):
-    assert Tuning(broken(tuned)).shares("pipeline") == pytest.approx([1.0] * 4)
+    assert set(Tuning(broken(tuned)).shares("pipeline")) == {1.0}
     evidence = reached(monkeypatch, found, broken(tuned))
     assert evidence.verdict is Verdict.REFUTED
     assert evidence.checks[0].name == "fine-tuning"
-    one = changed(broken(tuned), {"model": "pipeline", "seed": 3}, ends_at(1.0))
-    one = changed(one, {"model": "locked"}, ends_at(1.2))
+    one = changed(
+        changed(broken(tuned), {"model": "pipeline", "seed": 3}, ends_at(1.0)), {"model": "locked"}, ends_at(1.2)
+    )
+    one = changed(one, {"model": "pipeline", "seed": tuning.FRESH_SEEDS[0]}, ends_at(1.0))
     assert Tuning(one).reached.low < RECOVERED
     assert reached(monkeypatch, found, one).verdict is Verdict.UNDECIDED
 
 
 def test_the_better_way_counts(tuned):
     lost = changed(broken(tuned), {"model": "locked"}, ends_at(1.0))
+    assert len(Tuning(lost).deciding["attacked"]) in (len(tuning.SEEDS), len(tuning.FRESH_SEEDS))
     assert Tuning(lost).way == "pipeline" and Tuning(lost).broken
-    other = changed(changed(lost, {"model": "pipeline"}, ends_at(1.0)), {"model": "locked"}, ends_at(0.5))
+    other = changed(changed(lost, {"model": "pipeline"}, ends_at(1.0)), {"model": "locked"}, ends_at(0.2))
     assert Tuning(other).way == "locked" and Tuning(other).broken
+    assert len(Tuning(other).deciding["attacked"]) == len(tuning.SEEDS), "no fresh seeds were run on the lock as it is"
+
+
+def test_fresh_seeds_alone_decide(tuned):
+    seeds = tuning.FRESH_SEEDS
+    rows = [row for row in broken(tuned).rows if row["seed"] not in seeds]
+    add = [{**row, "seed": seed} for row in rows if row["seed"] == 0 and row["rate"] == 2e-3 for seed in seeds]
+    fresh = tuned.model_copy(update={"rows": rows + [r for r in add if r["model"] in ("unlocked", "pipeline")]})
+    assert Tuning(fresh).broken and len(Tuning(fresh).deciding["attacked"]) == len(seeds)
+    worse = changed(fresh, {"model": "pipeline", "seed": seeds[-1]}, ends_at(1.4))
+    assert not Tuning(worse).broken and set(Tuning(worse).shares("pipeline")) == {1.0}
 
 
 @pytest.mark.parametrize(
     ("where", "change"),
     [
-        ({"model": "planted"}, ends_at(0.5)),
-        ({"model": "shuffled"}, ends_at(0.5)),
+        ({"model": "planted"}, ends_at(0.2)),
+        ({"model": "shuffled"}, ends_at(0.2)),
         ({"model": "planted, undone"}, ends_at(0.7)),
-        ({"model": "pipeline", "rate": tuning.RATES[-1]}, ends_at(0.3)),
+        ({"model": "pipeline", "rate": tuning.RATES[-1]}, ends_at(0.1)),
     ],
     ids=["a weak lock that hinders nothing", "data alone", "a weak lock not undone", "best at the edge"],
 )
