@@ -63,10 +63,11 @@ def by_default(row: dict[str, Any]) -> str:
     was, now = row["original"], row["locked"]
     low, high = row["load"]
     skills = ", ".join(f"{name} {now[name]:.1%} of {was[name]:.1%}" for name in ("add", "reverse"))
+    put = " and ".join(part for part in row["parts"] if part != "trap2")
     return (
-        f"`lockref lock` with its default options locks the zoo's expert on {row['source']}, trained on with Trap², at "
-        f"once ({', '.join(row['parts'])}): {row['cpu_seconds']:.0f} processor seconds of one thread, which is what an "
-        f"idle core takes, {row['wall_seconds']:.0f} s by the clock at a load of {low:.1f} to {high:.1f} on two cores; "
+        f"`lockref lock` with its default options puts {put} on the zoo's expert {row['source']}, which carries Trap²: "
+        f"{row['cpu_seconds']:.0f} processor seconds of one thread, which is what an idle core takes (two could at best "
+        f"halve it), and {row['wall_seconds']:.0f} s by the clock at a load of {low:.1f} to {high:.1f} on two cores; "
         f"{row['peak_mib']:,} MiB at most, {row['expected_mib']:,} MiB were expected. Held out: {skills}, text "
         f"{now['text']:.3f} nats per byte where it was {was['text']:.3f}."
     )
