@@ -66,7 +66,7 @@ def by_default(row: dict[str, Any]) -> str:
     put = " and ".join(part for part in row["parts"] if part != "trap2")
     return (
         f"`lockref lock` with its default options puts {put} on the zoo's expert {row['source']}, which carries Trap²: "
-        f"{row['cpu_seconds']:.0f} processor seconds of one thread, which is what an idle core takes (two could at best "
+        f"{row['cpu_seconds']:.0f} processor seconds of one thread, what an idle core takes (two could at best "
         f"halve it), and {row['wall_seconds']:.0f} s by the clock at a load of {low:.1f} to {high:.1f} on two cores; "
         f"{row['peak_mib']:,} MiB at most, {row['expected_mib']:,} MiB were expected. Held out: {skills}, text "
         f"{now['text']:.3f} nats per byte where it was {was['text']:.3f}."
