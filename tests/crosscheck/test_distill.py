@@ -12,12 +12,18 @@ import pytest
 import torch
 
 from lockcross import distill as torch_side
-from lockcross import training
+from lockcross import storage, training
+from lockcross.engine import TorchEngine
+from lockcross.qwen3 import build
 from lockcross.team import Team, team
 from lockproofs.cli import main
 from lockproofs.exit_codes import BAD_INPUT, DONE
 from lockref.locks import distillation, dlr_training, full
+from lockref.locks.dlr import assembled
 from lockref.locks.dlr_training import Recipe, State
+from lockref.locks.full import Composition
+from lockref.locks.lock_memory import FLOAT
+from lockref.locks.lock_memory import weights as weights_of
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.qwen3 import Qwen3Config, expected_tensors
 
@@ -126,6 +132,23 @@ def test_two_processes_one_of_them_killed_give_the_bits_of_a_single_one(tmp_path
     assert digest == torch_side.digest(*alone.modules.values(), *alone.model.values())
     assert json.loads(errors) == alone.errors + alone.row_errors
     assert sorted(p.name for p in work.iterdir()) == ["layer0", "layer0.json", "layer1", "layer1.json", "model"]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_engine_expects_what_phase_2_keeps(parts):
+    """The closed form counts as if everything trained: what the frozen host keeps is less, and more than a tenth."""
+    weights, tokens, _ = inputs()
+    net = replace(NET, norm="rms")
+    start = distillation.dlr_student(net).start(np.random.default_rng(0), np.float32)
+    teacher = build(CONFIG, weights).requires_grad_(False)
+    student = build(CONFIG, assembled(weights, {0: start, 1: start}), net).requires_grad_(False)
+    params = {n: p.detach().requires_grad_() for n, p in student.named_parameters() if ".mlp." in n}
+    batch = torch.from_numpy(tokens[: PHASES.tokens // parts])
+    owned = [*teacher.parameters(), *student.parameters(), *params.values(), batch]
+    kept = storage.total(storage.kept(lambda: torch_side.divergence(student, params, teacher, batch), owned))
+    made = Composition(net=net)
+    expected = TorchEngine(ALONE, parts).memory(CONFIG, made, PHASES, (len(tokens), 8), tokens.shape[1])
+    assert kept <= expected - FLOAT * weights_of(CONFIG, made) and kept > expected / 10
 
 
 def test_parts_are_added_in_their_order_whoever_makes_them():

@@ -90,6 +90,17 @@ def test_a_full_size_row_that_disagrees_costs_the_verdict(monkeypatch, found, wh
     assert evidence.verdict is Verdict.UNDECIDED and sum(not c.passed for c in evidence.checks) == 1
 
 
+@pytest.mark.parametrize(("what", "fails"), [("traced", 1), ("peak", 1), ("predicted_forward", 2), ("bare", 1)])
+def test_memory_that_was_not_predicted_costs_the_verdict(monkeypatch, found, what, fails):
+    memory = stored("full_memory")
+    rows = [{**row, what: row[what] + 5 * 2**20} for row in memory.rows]
+    changed = {"full_parity": found, "full_memory": memory.model_copy(update={"rows": rows})}
+    monkeypatch.setattr(full_parity, "stored", lambda name: changed.get(name) or stored(name))
+    monkeypatch.setattr(full_parity, "LIVE", (("tiny", "none"),))
+    evidence = settle(PARITY.kind, PARITY.check(None))
+    assert evidence.verdict is Verdict.UNDECIDED and sum(not c.passed for c in evidence.checks) == fails
+
+
 def test_every_kind_of_row_has_its_fault(found):
     assert {layer for layer, _, _ in FAULTS} | {"environment"} == {row["layer"] for row in found.rows}
 

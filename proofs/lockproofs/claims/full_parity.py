@@ -190,9 +190,9 @@ def check_parity(ctx: Context) -> Evidence:
             f"{len(found.rows) - 1} comparisons on {where['device_name']}, torch {where['torch']}, transformers "
             f"{where['transformers']}. In float64 NumPy and PyTorch agree to {checks[0].value:.1g} in logits and "
             f"{checks[2].value:.1g} in gradients; stored bytes differ by {checks[5].value:.0f} over {checks[5].cases} "
-            "settings, Qwen3-0.6B, 8B and 32B among them, in float32, float64 and bfloat16, and with LoRA by peft. Of a "
-            "whole model's bytes the engine does not count targets and a scalar, which are plain data to it, nor what the "
-            f"official norms and softmax keep in float32 beside bfloat16; each is named. {_accelerator()}"
+            "settings, Qwen3-0.6B, 8B and 32B among them, in float32, float64 and bfloat16, and with LoRA by peft. Not "
+            "counted by the engine, and named instead: targets and a scalar, which are plain data to it, and what the "
+            f"official norms and softmax keep in float32 beside bfloat16. {_accelerator()}"
         ),
         checks=checks,
         assumptions=[
