@@ -9,12 +9,13 @@ from lockfigs import style
 from lockfigs.figure import Figure
 from lockfigs.sources import Row, Sources, groups, measured, series
 
-SCALE, STRENGTH, MERGE, SKILL = "trap_scale", "trap_strength", "trap_merge", "add"
-SWEEP, MAP = "strength", "merged"
+SCALE, STRENGTH, MERGE = "trap_scale", "trap_strength", "trap_merge"
+SKILL, PARTNER = "add", "reverse"
+SWEEP, MAP = "strength", {SKILL: "merged, addition", PARTNER: "merged, reversal"}
 KINDS = {"full": "full updates", "lora": "LoRA"}
 SHORT = {"full": "full", "lora": "LoRA"}
 ALONE = ("base", "expert", "partner", "half partner")
-UNSHARED = ("nominal", "nominal-layers", "layer-scales", "tensor-subset")  # not one scale for both members
+UNSHARED = ("nominal", "nominal-layers", "projected", "layer-scales", "tensor-subset")  # no scale for both members
 ROW = 0.135  # inches of a line of the map
 
 
@@ -44,10 +45,12 @@ def _sweep(sources: Sources) -> list[Row]:
 
 def _merges(sources: Sources) -> list[Row]:
     merged = sources.stored(MERGE).rows if sources.has(MERGE) else []
-    found = groups(merged, "operator", "kind", "strength").items()
+    found = sorted(groups(merged, "operator", "kind", "strength").items(), key=lambda item: part(item[0][0]))
+    fields = ("operator", "kind", "strength")
     return [
-        measured(MAP, name, f"{SHORT[kind]}, λ = {strength:g}", MERGE, runs, ("operator", "kind", "strength"), SKILL)
-        for (name, kind, strength), runs in sorted(found, key=lambda item: part(item[0][0]))
+        measured(panel, name, f"{SHORT[kind]}, λ = {strength:g}", MERGE, runs, fields, skill)
+        for (name, kind, strength), runs in found
+        for skill, panel in MAP.items()
     ]
 
 
@@ -60,8 +63,8 @@ def part(operator: str) -> int:
 
 def draw(rows: list[Row]) -> Canvas:
     """Curves above, a panel for each kind of update; against λ in the middle; below the map with its numbers."""
-    operators, sweep = series(rows, MAP), series(rows, SWEEP)
-    heights = [2.1, *[1.6] * bool(sweep), *[0.4 + ROW * len(operators)] * bool(operators)]
+    sweep, operators = series(rows, SWEEP), len(series(rows, MAP[SKILL]))
+    heights = [2.1, *[1.6] * bool(sweep), *[0.4 + ROW * operators] * bool(operators)]
     canvas = style.canvas(sum(heights) + 0.3)
     grid = iter(canvas.add_gridspec(len(heights), 1, height_ratios=heights))
     _curves(canvas, next(grid), rows)
@@ -69,8 +72,8 @@ def draw(rows: list[Row]) -> Canvas:
         _against(canvas.add_subplot(next(grid)), sweep)
     if operators:
         bottom = canvas.add_subplot(next(grid))
-        _map(bottom, operators, list(dict.fromkeys(str(row.x) for row in rows if row.panel == MAP)))
-        style.panel_name(bottom, f"({'cd'[bool(sweep)]}) exact match of the merge on addition, %")
+        _map(bottom, *(series(rows, panel) for panel in MAP.values()))
+        style.panel_name(bottom, f"({'cd'[bool(sweep)]}) exact match on addition / reversal, %")
     return canvas
 
 
@@ -93,34 +96,38 @@ def _curves(canvas: Canvas, place: Any, rows: list[Row]) -> None:
 
 def _against(ax: Any, sweep: dict[str, list[Row]]) -> None:
     places = sorted({str(row.x) for line in sweep.values() for row in line}, key=float)
-    for i, (name, line) in enumerate(sorted(sweep.items())):
-        how = style.look(i // 2, marker=True) | (
-            {"linestyle": "-"} if "alone" in name else {"markerfacecolor": "white"}
-        )
-        how["linestyle"] = "-" if "alone" in name else (0, (3, 1.2))
-        ax.plot([places.index(str(row.x)) for row in line], [100 * (row.y or 0) for row in line], label=name, **how)
+    hollow = {"linestyle": (0, (3, 1.2)), "markerfacecolor": "white"}
+    for i, kind in enumerate(SHORT.values()):
+        for what, more in (("alone", {"linestyle": "-"}), ("merged", hollow)):
+            line = sweep[f"{kind}, {what}"]
+            x, y = [places.index(str(row.x)) for row in line], [100 * (row.y or 0) for row in line]
+            ax.plot(x, y, label=f"{kind}, {what}", clip_on=False, **style.look(i, marker=True) | more)
     ax.set_xticks(range(len(places)), places)
     ax.set(xlabel="λ", ylabel="exact match, %", ylim=(0, 104))
-    above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.0}
-    ax.legend(**above, ncols=2, columnspacing=1.0, fontsize=6)
-    style.panel_name(ax, "(c) expert on addition")
+    ax.legend(loc="best", ncols=2, columnspacing=1.0, fontsize=6)
+    style.panel_name(ax, "(c) expert on addition, alone and merged")
 
 
-def _map(ax: Any, operators: dict[str, list[Row]], columns: list[str]) -> None:
-    cells = np.full((len(operators), len(columns)), np.nan)
-    for i, line in enumerate(operators.values()):
-        for row in line:
-            cells[i, columns.index(str(row.x))] = 100 * (row.y or 0)
-    ax.imshow(cells, cmap="Greys", vmin=0, vmax=140, aspect="auto")
-    for i, j in np.argwhere(~np.isnan(cells)):
-        ax.text(j, i, f"{cells[i, j]:.0f}", ha="center", va="center_baseline", fontsize=5.8,
-                color="white" if cells[i, j] > 75 else "black")  # fmt: skip
-    parts = [part(name) for name in operators]
+def _map(ax: Any, own: dict[str, list[Row]], other: dict[str, list[Row]]) -> None:
+    """Both skills are written, their mean is the shade."""
+    columns = list(dict.fromkeys(str(row.x) for line in own.values() for row in line))
+    cells = np.full((len(own), len(columns), 2), np.nan)
+    for i, name in enumerate(own):
+        for k, line in enumerate((own[name], other[name])):
+            for row in line:
+                cells[i, columns.index(str(row.x)), k] = 100 * (row.y or 0)
+    shades = cells.mean(axis=-1)
+    ax.imshow(shades, cmap="Greys", vmin=0, vmax=140, aspect="auto")
+    for i, j in np.argwhere(~np.isnan(shades)):
+        text = f"{cells[i, j, 0]:.0f} / {cells[i, j, 1]:.0f}"
+        ax.text(j, i, text, ha="center", va="center_baseline", fontsize=5.8,
+                color="white" if shades[i, j] > 75 else "black")  # fmt: skip
+    parts = [part(name) for name in own]
     for i in range(1, len(parts)):
         if parts[i] != parts[i - 1]:
             ax.axhline(i - 0.5, color=style.BLACK, linewidth=0.6)
     ax.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns])
-    ax.set_yticks(range(len(operators)), list(operators), fontsize=5.8)
+    ax.set_yticks(range(len(own)), list(own), fontsize=5.8)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
@@ -142,11 +149,13 @@ def caption(sources: Sources) -> str:
     if not sources.has(MERGE):
         return f"{said} Merges by operator are not shown: {MERGE} is not stored yet."
     merge = sources.stored(MERGE)
+    seeds = len({row["seed"] for row in merge.rows})
     return (
-        f"{said} ({next(letters)}) exact match on addition, mean of {len({row['seed'] for row in merge.rows})} seeds, "
-        f"{merge.settings['problems']} problems, of the base, the expert, its partner on reversal, and their merge by "
-        "each operator at the scale that an attacker chose on problems of its own: on whole models, in the spaces of "
-        "adapters, and with scales that the members do not share; empty where an operator is for LoRA alone."
+        f"{said} ({next(letters)}) exact match on addition and on reversal, the shade their mean, averaged over "
+        f"{seeds} seeds, {merge.settings['problems']} problems, of the base, the expert, its partner on reversal, and "
+        "their merge by each operator at the scale that an attacker chose on problems of its own: on whole models, in "
+        "the spaces of adapters, and with scales that the members do not share; empty where an operator is for LoRA "
+        "alone."
     )
 
 

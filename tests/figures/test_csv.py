@@ -181,7 +181,7 @@ def trap_rows():
     scale.append({"kind": "lora", "strength": 0.001, "seed": 0, "scales": [0.0, 1.0], "loss": [2.0, 1.0]})
     operators = {"full": ("expert", "ties", "nominal"), "lora": ("expert", "ties", "core-ties", "nominal")}
     merge = [
-        {"kind": k, "strength": s, "seed": n, "operator": o, "add": 0.5 + 0.25 * n - s}
+        {"kind": k, "strength": s, "seed": n, "operator": o, "add": 0.5 + 0.25 * n - s, "reverse": 0.1}
         for k, s, n in PAIRS
         for o in operators[k]
     ]
@@ -202,13 +202,14 @@ def test_trap2_takes_mean_and_spread_over_any_number_of_seeds(tmp_path, report):
     assert found["full updates", "λ = 0.02", 0.0] == (2.0, 3.0, 4.0)
     assert found["LoRA", "λ = 0", 1.0] == (1.0, 1.0, 1.0)
     assert found["LoRA", "λ = 0.001", 1.0] == (None, 1.0, None), "one seed has no spread"
-    assert found["merged", "ties", "full, λ = 0"] == (0.5, 0.75, 1.0)
-    assert ("merged", "core-ties", "full, λ = 0") not in found
+    assert found["merged, addition", "ties", "full, λ = 0"] == (0.5, 0.75, 1.0)
+    assert found["merged, reversal", "ties", "full, λ = 0"] == (0.1, fmean([0.1] * 3), 0.1)
+    assert ("merged, addition", "core-ties", "full, λ = 0") not in found
     assert found["strength", "full, merged", "0.05"] == (None, 0.45, None)
     assert found["strength", "LoRA, alone", "0.02"] == (None, 0.88, None)
-    assert len(found) == 10 + 14 + 12
+    assert len(found) == 10 + 2 * 14 + 12
     said = trap2.FIGURE.write(sources, tmp_path)
-    assert "mean of 3 seeds" in said and "7 problems" in said and "λ = 0.02: 3" in said
+    assert "averaged over 3 seeds, 7 problems" in said and "λ = 0.02: 3" in said
     assert (tmp_path / "figure8-trap2.pdf").stat().st_size > 1000
     assert strangers(tmp_path / "figure8-trap2.csv", report, tmp_path) == set()
 
