@@ -98,11 +98,11 @@ def check_pipeline(ctx: Context) -> Evidence:
             f"basin. Averaged with the expert \"reverse\", the loss on both skills is {loss['unlocked']:.3f} without a "
             f"lock, {loss['redistilled, planes left']:.3f} with the DLR-Nets distilled back and the planes left, "
             f"{loss['pipeline']:.3f} after the whole pipeline: {taken:.0%} of the barrier is taken back "
-            f"(from untrained SwiGLUs: {loss['pipeline, fresh MLPs']:.3f}). {tuning.words()} What is not taken "
+            f"(from untrained SwiGLUs: {loss['pipeline, fresh MLPs']:.3f}). What is not taken "
             f"back is the owner's own: the lock left {lock['locked']['add']} of {result.settings['problems']} sums "
             f"right where the expert had {lock['unlocked']['add']}, and re-distillation cannot learn what the released "
             "model no longer knows. Trap² at the published λ, trained for few steps, moved the merge by "
-            f"{loss['trapped'] - loss['unlocked']:+.3f}."
+            f"{loss['trapped'] - loss['unlocked']:+.3f}. {tuning.words()}"
         ),
         checks=[
             *deciding,

@@ -147,9 +147,8 @@ class Tuning:
         )
 
     def plots(self) -> list[Plot]:
-        """Curves at the best rates, and the grid."""
+        """Mean curves at the best rates, and the grid."""
         shown = [self.of(name) for name in ("unlocked", *WAYS)]
-        return [
-            curves_plot("Fine-tuning the full lock at the best rates", shown),
-            grid_plot("Final loss by learning rate", shown),
-        ]
+        curves = curves_plot("Fine-tuning the full lock at the best rates", shown)
+        means = [curve for curve in curves.curves if "mean" in curve.name]
+        return [curves.model_copy(update={"curves": means}), grid_plot("Final loss by learning rate", shown)]

@@ -44,6 +44,8 @@ RUNS: Final = (  # model, its rates, seeds
     ("planted", (2.5e-4, *RATES[:2]), CONTROL_SEEDS),
     ("planted, undone", RATES[1:2], CONTROL_SEEDS[:1]),
     ("shuffled", RATES[1:], CONTROL_SEEDS),
+    ("unlocked", RATES[2:3], FRESH_SEEDS),
+    ("pipeline", RATES[2:3], FRESH_SEEDS),
 )
 
 
