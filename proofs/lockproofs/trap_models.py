@@ -6,7 +6,7 @@ Every training is a function of its plan; a finished one is read from the cache 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockref.autodiff import keep_pages
+from lockref.locks import trap2_experts
 from lockref.locks.dlr_training import Recipe, train
-from lockref.locks.trap2_training import PUBLISHED, Full, LoRA, Parametrization, Protection, protect, trap_loss
+from lockref.locks.trap2_experts import (
+    CEILING,
+    LINES,
+    PARTNER,
+    RATES,
+    REPLAYED,
+    SKILL,
+    STEPS,
+    STRENGTHS,
+    Batch,
+    Plan,
+    draw,
+    recipe,
+)
+from lockref.locks.trap2_training import PUBLISHED, Parametrization, Protection, trap_loss
 from lockref.models import skills
 from lockref.models.answers import Answers, answer_loss, answers, exact_match
 from lockref.models.checkpoint_io import Checkpoint, load_checkpoint
 from lockref.models.zoo import zoo_path
 
+__all__ = ["CEILING", "LINES", "PARTNER", "RATES", "REPLAYED", "SKILL", "STEPS", "STRENGTHS", "Batch", "Plan"]
+__all__ += ["draw", "recipe"]  # of lockref, for whoever imports the models from here
+
 Tensors = dict[str, NDArray[Any]]
 
 CACHE = Path.home() / ".cache" / "lockref" / "trap2"
-SKILL, PARTNER = "add", "reverse"
-LINES = 48  # problems of the skill in each batch
-REPLAYED = {SKILL: 16, PARTNER: 4}  # of the other one: without these merges fail, with many a partner learns both
-RATES = {"full": 6e-4, "lora": 2e-3}
-STEPS = 300
-SEEDS = (0, 1)
-STRENGTHS = {"full": 0.02, "lora": 0.05}  # of the protected experts: the published ones show less
-WEAK: dict[str, Any] = {"kind": "lora", "strength": PUBLISHED["lora"].strength, "seed": 0}  # as published, beside them
-CEILING = float(np.log(256))  # nats of a uniform guess
+SEEDS = (0, 1, 2)
+AS_PUBLISHED = [{"kind": kind, "strength": PUBLISHED[kind].strength, "seed": 0} for kind in RATES]
+WEAK: dict[str, Any] = {"kind": "lora", "strength": 1e-4, "seed": 0}  # a tenth of the published λ: a planted weak lock
 PROBLEMS = 300
 EVALUATION = 99  # seeds the held-out problems
 CHOSEN_ON, CHOICE = 40, 98  # how many problems of each skill an attacker chooses on, and their seed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One training: what is trained on which skill, and how strongly it is protected."""
-
-    kind: str  # full, lora
-    skill: str
-    strength: float
-    seed: int
 
 
 def expert(kind: str, strength: float, seed: int) -> Plan:
@@ -59,13 +61,6 @@ def partner(kind: str) -> Plan:
     return Plan(kind, PARTNER, 0.0, 0)
 
 
-@dataclass(frozen=True)
-class Batch:
-    skill: Answers
-    replayed: Answers
-    share: float  # of the skill's problems
-
-
 @cache
 def base() -> Checkpoint:
     """The zoo's base in float32, the precision of training."""
@@ -73,44 +68,28 @@ def base() -> Checkpoint:
     return load_checkpoint(zoo_path("base"), np.float32)
 
 
-def other(skill: str) -> str:
-    return PARTNER if skill == SKILL else SKILL
-
-
-def draw(skill: str, rng: np.random.Generator) -> Batch:
-    """A batch of training problems of a skill, and a few of the other one."""
-    counts = {skill: LINES, other(skill): REPLAYED[skill]}
-    own, replayed = (answers(skills.skill_problems(name, rng, n, held_out=False)) for name, n in counts.items())
-    return Batch(own, replayed, LINES / sum(counts.values()))
-
-
 def batch_loss(params: Mapping[str, Any], batch: Batch) -> Any:
-    """Mean answer loss, the two parts weighted by their number of problems."""
-    config, share = base().config, batch.share
-    return answer_loss(params, batch.skill, config) * share + answer_loss(params, batch.replayed, config) * (1 - share)
+    """Mean answer loss of a batch in the zoo's base or a model of its shape."""
+    return trap2_experts.batch_loss(params, batch, base().config)
 
 
 def parametrization(kind: str) -> Parametrization:
-    tensors = base().tensors
-    return Full(tensors) if kind == "full" else LoRA(tensors, tuple(n for n in tensors if n.endswith("_proj.weight")))
+    """Of updates of the zoo's base."""
+    return trap2_experts.parametrization(kind, base().tensors)
 
 
-def recipe(plan: Plan) -> Recipe:
-    """The published AdamW, with a rate for a tiny model and few steps."""
-    return Recipe(STEPS, RATES[plan.kind], plan.seed, betas=(0.9, 0.98), eps=1e-6, clip=1.0)
+def trained_as(plan: Plan, protection: Protection, how: Recipe, losses: list[float] | None = None) -> Tensors:
+    """The parameters of a finished training; `losses` collects J of the steps that this call ran."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    said = [asdict(plan), asdict(protection), asdict(how), LINES, REPLAYED[plan.skill]]
+    mark = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    follow = (lambda _, value: losses.append(value)) if losses is not None else None
+    return trap2_experts.train_expert(base(), plan, how, protection, file=CACHE / mark, follow=follow)
 
 
 def trained(plan: Plan, losses: list[float] | None = None) -> Tensors:
-    """The parameters of a finished training; `losses` collects J of the steps that this call ran."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    data = [LINES, REPLAYED[plan.skill]]
-    mark = hashlib.sha256(json.dumps([asdict(plan), asdict(recipe(plan)), *data]).encode()).hexdigest()[:16]
-    state = protect(
-        batch_loss, lambda rng: draw(plan.skill, rng), parametrization(plan.kind), Protection(plan.strength),
-        recipe(plan), ceiling=CEILING, about=f"{plan} {data[0]}+{data[1]}", file=CACHE / mark,
-        follow=lambda _, value: losses.append(value) if losses is not None else None,
-    )  # fmt: skip
-    return state.params
+    """The same by the published law of s and our recipe."""
+    return trained_as(plan, Protection(plan.strength), recipe(plan), losses)
 
 
 def first_losses(plan: Plan, steps: int) -> list[float]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from lockproofs.experiments.store import Cell, Experiment
 from lockproofs.trap_models import (
+    AS_PUBLISHED,
     LINES,
     PROBLEMS,
     RATES,
@@ -27,8 +28,8 @@ FIRST = 3  # steps whose losses a test computes again
 
 
 def plans() -> list[Plan]:
-    """The partners, then experts seed by seed; λ as published comes last, with one seed."""
-    return [partner(kind) for kind in RATES] + [expert(**cell) for cell in (*pairs(), WEAK)]
+    """The partners, then experts seed by seed; λ as published and below come last, with one seed."""
+    return [partner(kind) for kind in RATES] + [expert(**cell) for cell in (*pairs(), *AS_PUBLISHED, WEAK)]
 
 
 def measure(cell: Cell) -> dict[str, Any]:
