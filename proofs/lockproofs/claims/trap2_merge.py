@@ -20,7 +20,7 @@ from lockproofs.claim import (
 from lockproofs.claims.trap2_collapse import SHORT
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
-from lockproofs.experiments.trap_merge import HALF, NOMINAL, PROBLEMS, operators
+from lockproofs.experiments.trap_merge import HALF, LAYERS, NOMINAL, NOMINAL_LAYERS, PROBLEMS, SUBSET, operators
 from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STRENGTHS
 
 SKILL_GAIN, PARTNER_GAIN = 0.2, 0.1  # less is no merge (in every seed; in the mean over seeds)
@@ -36,6 +36,18 @@ RULE = (
     "operator that an attacker would choose works with and without protection, and is kept. Holds: every operator "
     "that works unprotected is lost, and each kind has one. Anything else is undecided"
 )
+# Said of rows that are measured now: two seeds, shorter trainings and coarser scales decided nothing before.
+NOMINAL_RULE = (
+    f"as TRAP-MERGE's, but shares of both gains count, on {PARTNER} too: an expert at s = 1 keeps {SKILL} where the "
+    "partner's scale is small enough, and then gains nothing. Kept: both shares reach the threshold in every seed; "
+    "lost: one of the two is at most the other threshold, in every seed. So decided after one protected adapter had "
+    "been merged in a trial, before these rows were measured"
+)
+SINCE = (
+    "operators, thresholds and rule are those of the first rows; finer scales, three seeds, longer trainings, a "
+    "partner that sees fewer additions and, for TRAP-NOMINAL, one scale for each of its layers were set by looking at "
+    "unprotected merges and one protected pair, before these rows were measured"
+)
 
 
 @dataclass(frozen=True)
@@ -46,25 +58,32 @@ class Merge:
     operator: str
     plain: tuple[float, ...]
     protected: tuple[float, ...]
-    partners: tuple[float, float]  # mean gain on the partner's skill, without and with protection
+    partners: tuple[tuple[float, ...], tuple[float, ...]]  # on the partner's skill, without and with protection
     scores: tuple[float, float]  # mean of the attacker's own losses, without and with protection
+    both: bool = False  # whether shares are those of the skill that loses more
 
     @property
     def works(self) -> tuple[bool, bool]:
         """Whether the merge is one at all, without and with protection."""
         plain, protected = (
-            min(gains) >= SKILL_GAIN and partner >= PARTNER_GAIN
+            min(gains) >= SKILL_GAIN and fmean(partner) >= PARTNER_GAIN
             for gains, partner in zip((self.plain, self.protected), self.partners, strict=True)
         )
         return plain, protected
 
     @property
     def shares(self) -> list[float]:
-        """Protected over unprotected gain, seed by seed; of a merge that works without protection."""
-        return [p / u for p, u in zip(self.protected, self.plain, strict=True)]
+        """Protected over unprotected gain, seed by seed; of a merge that works without protection.
+
+        On the partner's skill over the mean of the seeds' gains, which alone is known to be one.
+        """
+        own = [p / u for p, u in zip(self.protected, self.plain, strict=True)]
+        if not self.both:
+            return own
+        return [min(k, p / fmean(self.partners[0])) for k, p in zip(own, self.partners[1], strict=True)]
 
 
-def merges(result: Result, names: Callable[[str], Sequence[str]]) -> list[Merge]:
+def merges(result: Result, names: Callable[[str], Sequence[str]], both: bool = False) -> list[Merge]:
     """The rows of these operators, by kind and operator."""
     found = []
     for kind, strength in STRENGTHS.items():
@@ -74,9 +93,9 @@ def merges(result: Result, names: Callable[[str], Sequence[str]]) -> list[Merge]
                 [result.where(kind=kind, strength=s, operator=o) for o in (name, "expert")] for s in (0.0, strength)
             ]
             plain, protected = (tuple(row[SKILL] - partner[SKILL] for row in rows) for rows, _ in sides)
-            kept = [fmean(r[PARTNER] - a[PARTNER] for r, a in zip(*side, strict=True)) for side in sides]
+            kept = [tuple(r[PARTNER] - a[PARTNER] for r, a in zip(*side, strict=True)) for side in sides]
             scores = [fmean(row["score"] for row in rows) for rows, _ in sides]
-            found.append(Merge(kind, name, plain, protected, (kept[0], kept[1]), (scores[0], scores[1])))
+            found.append(Merge(kind, name, plain, protected, (kept[0], kept[1]), (scores[0], scores[1]), both))
     return found
 
 
@@ -127,9 +146,12 @@ def counterexample(result: Result, merge: Merge) -> Counterexample:
     )
 
 
-def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
+def _evidence(
+    names: Callable[[str], Sequence[str]], every: str, beyond: Sequence[str] = (), both: bool = False
+) -> Evidence:
+    """By RULE over these operators; those `beyond` the claim are told of, and judged by no rule."""
     result = stored("trap_merge")
-    found = merges(result, names)
+    found = merges(result, names, both)
     verdict, best, plain = verdict_of(found), chosen(found, True), chosen(found, False)
     seeds = len(found[0].plain)
     working = [merge for merge in found if merge.works[0]]
@@ -149,7 +171,7 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
         return (
             f"{merge.kind}, λ = {STRENGTHS[merge.kind]:g}: {merge.operator} gains {percent(merge.protected)} points on "
             f"{SKILL} over the partner ({percent(merge.plain)} without protection; on {PARTNER}, over the expert, "
-            f"{merge.partners[1] * 100:.0f} and {merge.partners[0] * 100:.0f})"
+            f"{percent(merge.partners[1])} and {percent(merge.partners[0])})"
         )
 
     def check(merge: Merge) -> Check:
@@ -161,7 +183,7 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
                 unit="of the gain", value=min(merge.shares), bound=LOST if verdict is Verdict.HOLDS else KEPT,
                 sense="<=" if verdict is Verdict.HOLDS else ">=", cases=seeds,
             )  # fmt: skip
-        lacks = [(min(merge.plain), SKILL_GAIN, SKILL), (merge.partners[0], PARTNER_GAIN, PARTNER)]
+        lacks = [(min(merge.plain), SKILL_GAIN, SKILL), (fmean(merge.partners[0]), PARTNER_GAIN, PARTNER)]
         value, bound, skill = min(lacks, key=lambda lack: lack[0] - lack[1])
         return Check(
             name=name + "a merge without protection", statistic=f"gain on {skill}, unprotected", unit="of the problems",
@@ -174,7 +196,8 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
         grade=Grade.MEASURED,
         explanation=f"{every}, {seeds} seeds, {len(found)} pairs of kind and operator, of which {len(working)} merge "
         f"at all without protection, and {lost} of these lose half of the gain or more with it in every seed. What an "
-        "attacker would choose: " + "; ".join(told(merge) for merge in best) + ".",
+        "attacker would choose: " + "; ".join(told(merge) for merge in best) + "."
+        + "".join(f" Not judged here, {told(merge)}." for merge in merges(result, lambda _: beyond)),
         checks=[check(merge) for merge in survivors or (working if verdict is Verdict.HOLDS else best)],
         controls=Controls(
             null=Control(
@@ -189,6 +212,8 @@ def _evidence(names: Callable[[str], Sequence[str]], every: str) -> Evidence:
         counterexample=counterexample(result, survivors[0]) if survivors else None,
         assumptions=[
             RULE,
+            *([NOMINAL_RULE] if both else []),
+            SINCE,
             f"{PROBLEMS} held-out problems of each skill; scales and operator are chosen by the mean loss on "
             f"{CHOSEN_ON} other problems of each",
             "one partner for each kind, unprotected; experts are trained with some problems of the other skill",
@@ -205,16 +230,19 @@ def check_merge(ctx: Context) -> Evidence:
     Each is tried at several scales and stands at the one of least loss on the attacker's own problems. What counts
     is the share of the unprotected merge's gain on the expert's skill, so that a merge that fails anyway proves
     nothing for the lock. The operator that refutes is the one an attacker would choose, not the luckiest of many.
+    Scales for each layer, and whole tensors of one expert or both, are no shared scale: they stand beside the claim.
     """
-    return _evidence(operators, "Every operator that applies, KnOTS and Core for LoRA too")
+    return _evidence(operators, "Every operator that applies, KnOTS and Core for LoRA too", (LAYERS, SUBSET))
 
 
 def check_nominal(ctx: Context) -> Evidence:
     """The merge W₀ + Δ + s Δ_partner: the protected update stays at s = 1, where it was trained to work.
 
-    Measured and judged as TRAP-MERGE is, with this merge as the only operator.
+    Measured as TRAP-MERGE is, with two operators: one scale for the partner, and one for each layer of it. Judged by
+    what is left of the gains on both skills, since the expert's own is kept wherever the partner hardly counts.
     """
-    return _evidence(lambda kind: (NOMINAL,), "The protected update at s = 1, the partner scaled")
+    names = (NOMINAL, NOMINAL_LAYERS)
+    return _evidence(lambda kind: names, "The protected update at s = 1, the partner scaled, or its layers", both=True)
 
 
 CLAIMS = (

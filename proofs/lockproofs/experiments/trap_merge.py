@@ -23,22 +23,47 @@ from lockproofs.trap_models import (
     trained,
 )
 from lockproofs.trap_models import partner as partner_of
+from lockref.attacks.layer_scales import layer_scales
 from lockref.attacks.merging_grid import Members, best
+from lockref.attacks.nominal_merge import nominal_merge
+from lockref.attacks.result import AttackResult
+from lockref.attacks.shared_scale import shared_scale
+from lockref.attacks.tensor_subset import tensor_subset
 from lockref.locks.trap2_training import LoRA
 from lockref.merging import SETTINGS, Adapter, Setting, Slerp, merge
+from lockref.merging.settings import Space
 
-PROBLEMS = 100
-SCALES = (0.5, 0.75, 1.0, 1.5)
+PROBLEMS = 200
+SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5)  # shared by both members
+BESIDE = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)  # the partner's, beside an expert at s = 1
+OF_A_LAYER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ALONE = ("base", "expert", "partner")  # measured beside every merge
 HALF = "half partner"  # the partner averaged with the base: a merge with no expert in it
-NOMINAL = "nominal"
+NOMINAL, NOMINAL_LAYERS = "nominal", "nominal-layers"  # the expert at s = 1: one scale for the partner, or one a layer
+LAYERS, SUBSET = "layer-scales", "tensor-subset"  # scales that are not shared
 FULL = tuple(name for name, setting in SETTINGS.items() if setting.space == "full" and name != "linear-sum")
 ADAPTERS = tuple(name for name, setting in SETTINGS.items() if setting.space != "full")
+SPACES: tuple[Space, ...] = ("full", "knots", "core")
+IN_SPACES = ("task-arithmetic", "ties", "tsv")  # in every space, with everything else the same
+
+
+def in_space(operator: str, space: Space) -> str:
+    """The name of an operator's row in a space."""
+    return operator if space == "full" else f"{operator} in {space}"
+
+
+ELSEWHERE = {in_space(name, space): SETTINGS[name].tuned(space=space) for name in IN_SPACES for space in SPACES[1:]}
 
 
 def operators(kind: str) -> tuple[str, ...]:
     """Those that apply: KnOTS and Core merge adapters only; linear-sum doubles the base, so that no one uses it."""
     return FULL + (ADAPTERS if kind == "lora" else ())
+
+
+def rows(kind: str) -> tuple[str, ...]:
+    """All that is measured of a pair."""
+    elsewhere = tuple(ELSEWHERE) if kind == "lora" else ()
+    return (*ALONE, *operators(kind), *elsewhere, NOMINAL, NOMINAL_LAYERS, LAYERS, SUBSET)
 
 
 @cache
@@ -51,47 +76,62 @@ def members(kind: str, strength: float, seed: int) -> tuple[Any, ...]:
     return tuple(Adapter(b, a, shape.alpha / shape.rank) for a, b in factors)
 
 
-def tuned(setting: Setting) -> list[tuple[float, Setting]]:
-    """A setting at every scale; as it is where it has none, or combines parameters, which a scale would shrink."""
+def merged(setting: Setting, given: tuple[Any, ...], seed: int) -> Iterator[tuple[dict[str, float], Tensors]]:
+    """A setting's merge at every scale, which enters affinely: those at 0 and 1 give the others.
+
+    One merge where a rule has no scale, or combines parameters, which a scale would shrink.
+    """
+
+    def at(tuned: Setting) -> Tensors:
+        return merge(base().tensors, given, tuned, rng=np.random.default_rng(seed)).tensors
+
     if setting.of == "parameters" or isinstance(setting.rule, Slerp):
-        return [(1.0, setting)]
-    return [(s, setting.tuned(scale=s * setting.rule.scale)) for s in SCALES]
+        yield {"scale": 1.0}, at(setting)
+        return
+    none, whole = at(setting.tuned(scale=0.0)), at(setting)
+    for s in SCALES:
+        yield {"scale": s}, {name: w + w.dtype.type(s) * (whole[name] - w) for name, w in none.items()}
 
 
-def candidates(cell: Cell) -> Iterator[tuple[dict[str, float], Tensors]]:
-    """What the attacker tries, each with its scale."""
-    pair = {name: cell[name] for name in ("kind", "strength", "seed")}
-    plans, operator = (expert(**pair), partner_of(cell["kind"])), cell["operator"]
-    if operator in ALONE:
-        models = {
-            "base": base().tensors,
-            **{name: at_scale(plan, 1.0) for name, plan in zip(ALONE[1:], plans, strict=True)},
-        }
-        yield {"scale": 1.0}, models[operator]
-    elif operator == HALF:
-        yield {"scale": 0.5}, at_scale(plans[1], 0.5)
-    elif operator == NOMINAL:
-        own, other = (at_scale(plan, 1.0) for plan in plans)
-        whole = Members.of_models(base().tensors, own, [other])
-        yield from (({"scale": s}, whole.merged(1.0, s)) for s in SCALES)
-    else:
-        for s, setting in tuned(SETTINGS[operator]):
-            rng = np.random.default_rng(cell["seed"])
-            yield {"scale": s}, merge(base().tensors, members(**pair), setting, rng=rng).tensors
+def attacked(operator: str, plans: tuple[Any, Any], given: tuple[Any, ...], seed: int) -> AttackResult:
+    """What the attacker makes of a pair with an operator."""
+    if setting := SETTINGS.get(operator) or ELSEWHERE.get(operator):
+        return best(operator, score, merged(setting, given, seed))
+    own, other = (at_scale(plan, 1.0) for plan in plans)
+    whole = Members.of_models(base().tensors, own, [other])
+    if operator == SUBSET:
+        return tensor_subset(whole, score)
+    if operator == LAYERS:
+        s = shared_scale(whole, score, SCALES).found["scale"]
+        return layer_scales(whole, score, (s, s), grid=OF_A_LAYER)
+    found = nominal_merge(whole, score, BESIDE)
+    if operator == NOMINAL:
+        return found
+    return layer_scales(whole, score, (1.0, found.found["scale"]), grid=(0.0, *BESIDE), moves=(1,))
 
 
 def measure(cell: Cell) -> dict[str, Any]:
-    """The scale that the attacker chooses on problems of its own, and the merged model's figures on others."""
-    found = best(cell["operator"], score, candidates(cell))
-    return {"scale": found.found["scale"], "score": found.found["score"], **figures(found.guesses[0], count=PROBLEMS)}
+    """What the attacker chooses on problems of its own, its score there, and the merged model's figures on others."""
+    pair = {name: cell[name] for name in ("kind", "strength", "seed")}
+    plans, operator = (expert(**pair), partner_of(cell["kind"])), cell["operator"]
+    if operator in (*ALONE, HALF):
+        models = {"base": (plans[1], 0.0), "expert": (plans[0], 1.0), "partner": (plans[1], 1.0), HALF: (plans[1], 0.5)}
+        tensors = at_scale(*models[operator])
+        return {"score": score(tensors), **figures(tensors, count=PROBLEMS)}
+    found = attacked(operator, plans, members(**pair), cell["seed"])
+    chose = {name: value for name, value in found.found.items() if name not in ("score", "tried")}
+    return {"chose": chose, "score": found.found["score"], **figures(found.guesses[0], count=PROBLEMS)}
 
 
 EXPERIMENT = Experiment(
     name="trap_merge",
     title="Trap² on the zoo: merged with a partner by every operator, at the attacker's best scale",
     seed=0,
-    settings={"problems": PROBLEMS, "chosen_on": CHOSEN_ON, "scales": SCALES, "skills": (SKILL, PARTNER)},
-    cells=[{**pair, "operator": name} for pair in pairs() for name in (*ALONE, *operators(pair["kind"]), NOMINAL)]
+    settings={
+        "problems": PROBLEMS, "chosen_on": CHOSEN_ON, "scales": SCALES, "beside": BESIDE, "of_a_layer": OF_A_LAYER,
+        "skills": (SKILL, PARTNER),
+    },
+    cells=[{**pair, "operator": name} for pair in pairs() for name in rows(pair["kind"])]
     + [{"kind": kind, "strength": 0.0, "seed": 0, "operator": HALF} for kind in RATES],
     measure=measure,
-)
+)  # fmt: skip

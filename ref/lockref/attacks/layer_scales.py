@@ -19,11 +19,18 @@ def group_of(name: str) -> str:
 
 
 def layer_scales(
-    members: Members, score: Score, start: tuple[float, float], *, grid: Sequence[float] = GRID, rounds: int = 1
+    members: Members,
+    score: Score,
+    start: tuple[float, float],
+    *,
+    grid: Sequence[float] = GRID,
+    rounds: int = 1,
+    moves: Sequence[int] = (0, 1),
 ) -> AttackResult:
     """From (protected, others) scales that all layers share, changes one at a time while the score falls.
 
-    `found` holds scales by group, score and tried. Raises ValueError where the start's score is not finite.
+    `moves`: whose scales change; (1,) keeps the protected update where it starts. `found` holds scales by group,
+    score and tried. Raises ValueError where the start's score is not finite.
     """
     groups = {name: group_of(name) for name in members.base}
     scales: Scales = {group: list(start) for group in dict.fromkeys(groups.values())}
@@ -38,7 +45,7 @@ def layer_scales(
         raise ValueError(f"layer-scales: the score at the start {start} is {least}; start elsewhere")
     for _ in range(rounds):
         for group in scales:
-            for who in (0, 1):
+            for who in moves:
                 for s in grid:
                     if s == scales[group][who]:
                         continue

@@ -84,12 +84,13 @@ def train_expert(
     protection: Protection,
     *,
     file: Path | None = None,
+    save_every: int = 100,
     follow: Follow | None = None,
 ) -> Arrays:
     """The update's parameters after training; resumable bit for bit by `file`, as `protect` is."""
     state = protect(
         lambda params, batch: batch_loss(params, batch, base.config), lambda rng: draw(plan.skill, rng),
         parametrization(plan.kind, base.tensors), protection, how, ceiling=CEILING,
-        about=f"{plan} {LINES}+{REPLAYED[plan.skill]}", file=file, follow=follow,
+        about=f"{plan} {LINES}+{REPLAYED[plan.skill]}", file=file, save_every=save_every, follow=follow,
     )  # fmt: skip
     return state.params

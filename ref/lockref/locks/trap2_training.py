@@ -144,6 +144,7 @@ def protect(
     ceiling: float = np.inf,
     about: str = "",
     file: Path | None = None,
+    save_every: int = 100,
     follow: Follow | None = None,
 ) -> State:
     """Trains an update from `kind.start` by `recipe`; λ = 0 trains it unprotected on the same batches.
@@ -154,4 +155,4 @@ def protect(
     start = kind.start(np.random.default_rng(recipe.seed))  # a step's stream is [seed, step]
     what = f"{about}; {protection}; {type(kind).__name__}"
     objective = trap_loss(loss, draw, kind, protection, ceiling)
-    return train(objective, start, recipe, about=what, file=file, follow=follow)
+    return train(objective, start, recipe, about=what, file=file, save_every=save_every, follow=follow)
