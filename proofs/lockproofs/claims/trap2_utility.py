@@ -19,7 +19,7 @@ from lockproofs.claim import (
 from lockproofs.claims.trap2_collapse import SHORT
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
-from lockproofs.trap_models import PROBLEMS, SKILL, STRENGTHS, WEAK
+from lockproofs.trap_models import AS_PUBLISHED, PROBLEMS, SKILL, STRENGTHS
 
 COST = 0.02  # of the problems: what protection may cost
 LEARNED = 0.9  # exact match below which an unprotected expert has learned too little to be compared with
@@ -102,11 +102,14 @@ def check_utility(ctx: Context) -> Evidence:
         f"({drop.bounds[0] * 100:.1f} to {drop.bounds[1] * 100:.1f})"
         for kind, drop in drops.items()
     )
+    published = " and ".join(
+        f"{counts(result, cell['kind'], cell['strength'])[0]} of {PROBLEMS} ({cell['kind']}, {cell['strength']:g})"
+        for cell in AS_PUBLISHED
+    )
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
-        explanation=f"Held-out additions, seed by seed. {told}. At the published λ = {WEAK['strength']:g}, "
-        f"{WEAK['kind']}, one seed, {counts(result, WEAK['kind'], WEAK['strength'])[0]} of {PROBLEMS} are right.",
+        explanation=f"Held-out additions, seed by seed. {told}. With the published λ, one seed, {published} are right.",
         checks=[
             Check(
                 name=f"{kind}: drop in exact match", unit="of the problems", value=drops[kind].bounds[side], bound=COST,
