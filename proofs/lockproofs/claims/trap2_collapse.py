@@ -114,9 +114,10 @@ def reasons(result: Result) -> str:
     at = locked["scales"].index(0.5)
     return (
         f"What decides how deep it is below 1, one seed each: {halves}; with {SHALLOW} {share:.0%} of what the trained "
-        f"update earns by λ E[w L] comes from s < 1, where the loss at s = 0.5 is {locked['loss'][at]:.2f} nats, at s = 2 "
-        f"{locked['loss'][-1]:.0f}, and at s = 0 that of the base, {locked['loss'][0]:.2f}, whatever Δ is; drawn below 1 "
-        f"alone, the same λ and steps give {lowest(low, row(SHALLOW, 0.0)):.3g} times the unprotected loss there, not "
+        "update earns by λ E[w L] comes from s < 1, where the loss is "
+        f"{locked['loss'][at]:.2f} nats at s = 0.5 and that of the base at s = 0, {locked['loss'][0]:.2f}, whatever Δ "
+        f"is, but {locked['loss'][-1]:.0f} at s = 2; drawn below 1 alone, the same λ and steps give "
+        f"{lowest(low, row(SHALLOW, 0.0)):.3g} times the unprotected loss there, not "
         f"{lowest(locked, row(SHALLOW, 0.0)):.3g}."
     )
 
