@@ -32,7 +32,12 @@ def test_it_is_what_is_recorded_and_its_counterexample_reruns(claim):
 
 
 def merge(kind="full", operator="ties", plain=(0.5, 0.6), protected=(0.1, 0.2), partners=(0.3, 0.3), scores=(1.0, 1.0)):
-    return Merge(kind, operator, plain, protected, partners, scores)
+    """`partners`: the gain on the partner's skill of every seed, without and with protection."""
+    return Merge(kind, operator, plain, protected, each(*partners), scores)
+
+
+def each(plain, protected):
+    return (plain, plain), (protected, protected)
 
 
 LOST = (merge(), merge("lora"))
@@ -46,14 +51,33 @@ KEPT = merge(operator="sum", protected=(0.5, 0.6), scores=(1.0, 0.5))
         ((*LOST, KEPT), Verdict.REFUTED),
         ((*LOST, replace(KEPT, scores=(1.0, 2.0))), Verdict.UNDECIDED),  # kept, but no attacker would choose it
         ((*LOST, replace(KEPT, protected=(0.5, 0.5))), Verdict.UNDECIDED),  # the second seed keeps 0.83
-        ((*LOST, replace(KEPT, partners=(0.3, 0.05))), Verdict.UNDECIDED),  # not a merge: the partner's skill is lost
-        ((*LOST, replace(KEPT, partners=(0.05, 0.3))), Verdict.HOLDS),  # nor without protection: it proves nothing
+        (
+            (*LOST, replace(KEPT, partners=each(0.3, 0.05))),
+            Verdict.UNDECIDED,
+        ),  # not a merge: the partner's skill is lost
+        ((*LOST, replace(KEPT, partners=each(0.05, 0.3))), Verdict.HOLDS),  # nor without protection: it proves nothing
         ((*LOST, replace(KEPT, plain=(0.5, 0.1))), Verdict.HOLDS),  # nor in every seed
         ((LOST[0], replace(LOST[1], plain=(0.1, 0.1))), Verdict.UNDECIDED),  # LoRA has no merge that works
         ((LOST[0], replace(LOST[1], protected=(0.1, 0.4))), Verdict.UNDECIDED),  # lost in one seed of two
     ],
 )
 def test_the_rule_of_merges(found, want):
+    assert trap2_merge.verdict_of(found) is want
+
+
+@pytest.mark.parametrize(
+    ("protected", "partners", "want"),
+    [
+        ((0.5, 0.6), ((0.2, 0.2), (0.2, 0.2)), Verdict.REFUTED),  # both skills are kept
+        ((0.5, 0.6), ((0.2, 0.2), (0.1, 0.0)), Verdict.HOLDS),  # the expert's own is, the partner's is not
+        ((0.5, 0.6), ((0.2, 0.2), (0.1, 0.2)), Verdict.UNDECIDED),  # in one seed
+        ((0.1, 0.1), ((0.2, 0.2), (0.3, 0.3)), Verdict.HOLDS),  # the other way round
+        ((0.5, 0.6), ((0.1, 0.3), (0.1, 0.1)), Verdict.HOLDS),  # 0.1 of 0.2, the mean without protection
+        ((0.5, 0.6), ((0.0, 0.1), (0.0, 0.0)), Verdict.UNDECIDED),  # no merge without protection either
+    ],
+)
+def test_at_the_nominal_scale_both_skills_count(protected, partners, want):
+    found = [Merge(kind, "nominal", (0.5, 0.6), protected, partners, (1.0, 1.0), both=True) for kind in STRENGTHS]
     assert trap2_merge.verdict_of(found) is want
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from lockproofs.experiments import trap_merge, trap_scale, trap_train
+from lockproofs.experiments import trap_merge, trap_scale, trap_strength, trap_train
 from lockproofs.experiments.store import stored
 from lockproofs.trap_models import (
+    AS_PUBLISHED,
     RATES,
     SEEDS,
     STRENGTHS,
@@ -19,12 +20,16 @@ from lockproofs.trap_models import (
     parametrization,
     score,
 )
+from lockref.locks.trap2 import sample_scale
 from lockref.locks.trap2_training import PUBLISHED, Protection, trap_loss
+from lockref.merging import SETTINGS, merge
+from lockref.models.checkpoint_io import load_checkpoint
+from lockref.models.zoo import zoo_path
 
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.mark.parametrize("module", [trap_train, trap_scale, trap_merge])
+@pytest.mark.parametrize("module", [trap_train, trap_scale, trap_strength, trap_merge])
 def test_a_stored_result_has_every_cell_in_its_order(module):
     rows = stored(module.EXPERIMENT.name).rows
     assert [{k: row[k] for k in cell} for row, cell in zip(rows, module.EXPERIMENT.cells, strict=True)] == list(
@@ -60,8 +65,36 @@ def test_before_the_first_step_every_scale_is_the_base():
         assert abs(values[kind, 0.05] - want) <= 100 * EPS * values[kind, 0.0]
 
 
-def test_the_weak_lock_is_as_published():
-    assert WEAK["strength"] == PUBLISHED["lora"].strength < STRENGTHS["lora"] and len(SEEDS) > 1
+def test_the_planted_weak_lock_is_weaker_than_the_published_one():
+    (published,) = (cell["strength"] for cell in AS_PUBLISHED if cell["kind"] == WEAK["kind"])
+    assert WEAK["strength"] < published == PUBLISHED["lora"].strength < STRENGTHS["lora"] and len(SEEDS) > 2
+
+
+def test_draws_below_1_alone_never_exceed_it():
+    law = trap_strength.LAWS["below"](0.02)
+    drawn = sample_scale(np.random.default_rng(0), 10_000, law.low, law.high, law.gap)
+    assert drawn.max() <= 0.95 and drawn.min() >= 0.05
+    usual = trap_strength.LAWS["published"](0.02)
+    assert sample_scale(np.random.default_rng(0), 100, usual.low, usual.high, usual.gap).max() > 1.05
+
+
+@pytest.mark.parametrize("operator", ["ties", "dare-ties", "tsv"])
+def test_a_scale_enters_a_merge_affinely(operator):
+    """Merges at 0 and 1 give those at every scale: to a few roundings of weights below 4, base and update."""
+    given = tuple(load_checkpoint(zoo_path(name), np.float32).tensors for name in ("add", "reverse"))
+    setting = SETTINGS[operator]
+    found = {made["scale"]: tensors for made, tensors in trap_merge.merged(setting, given, 3)}
+    for s in (0.3, 1.5):
+        tuned = setting.tuned(scale=s * setting.rule.scale)
+        want = merge(base().tensors, given, tuned, rng=np.random.default_rng(3)).tensors
+        assert max(np.abs(found[s][name] - w).max() for name, w in want.items()) <= 4 * 4 * EPS
+    assert any(np.abs(found[1.5][name] - found[0.3][name]).max() > 1e-3 for name in want)
+
+
+def test_what_is_the_same_in_another_space_is_the_setting():
+    assert {s.space for s in trap_merge.ELSEWHERE.values()} == {"knots", "core"}
+    for name, setting in trap_merge.ELSEWHERE.items():
+        assert SETTINGS[name.split(" in ")[0]].rule == setting.rule
 
 
 def test_the_base_scores_again_as_stored():

@@ -64,6 +64,13 @@ def test_scales_of_layers_are_found_one_by_one():
         layer_scales(MEMBERS, lambda _: float("nan"), (1.0, 1.0))
 
 
+def test_the_protected_update_can_be_kept_where_it_is():
+    scales = dict(zip(NAMES, ((1.0, 0.0), (0.75, 0.5), (0.25, 1.0)), strict=True))
+    found = layer_scales(MEMBERS, wants(scales), (1.0, 0.5), rounds=8, moves=(1,)).found["scales"]
+    assert [p for p, _ in found.values()] == [1.0] * len(found)
+    assert {o for _, o in found.values()} != {0.5}
+
+
 def test_a_subset_is_found_part_by_part():
     scales = dict(zip(NAMES, ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0)), strict=True))
     found = tensor_subset(MEMBERS, wants(scales)).found
