@@ -7,7 +7,7 @@ from lockproofs.claim import Context, MissingInput, Verdict, settle
 from lockproofs.claims import trap2_collapse as claims
 from lockproofs.experiments.store import stored
 from lockproofs.subject import Subject
-from lockproofs.trap_models import SEEDS, STRENGTHS
+from lockproofs.trap_models import SEEDS, STRENGTHS, WEAK
 
 CLAIM = claims.COLLAPSE
 
@@ -44,27 +44,39 @@ def bent(kind, strength, low, high, factor):
     return result
 
 
+@pytest.fixture
+def bend(monkeypatch):
+    """Reads bent curves in place of the stored ones."""
+
+    def put(*how):
+        found = bent(*how)
+        monkeypatch.setattr(claims, "stored", lambda name: found if name == "trap_scale" else stored(name))
+
+    return put
+
+
 @pytest.mark.parametrize(
-    ("bend", "check"),
+    ("how", "check"),
     [
-        (("full", STRENGTHS["full"], 2, 2, 0.01), 0),
-        (("full", STRENGTHS["full"], 0.25, 0.75, 0.5), 1),
-        (("lora", STRENGTHS["lora"], 2, 2, 0.01), 2),
+        (("full", STRENGTHS["full"], 2, 2, 0.001), 0),
+        (("full", STRENGTHS["full"], 0.25, 0.75, 0.1), 1),
+        (("lora", STRENGTHS["lora"], 2, 2, 0.001), 2),
+        (("lora", STRENGTHS["lora"], 0.25, 0.75, 0.1), 3),
     ],
 )
-def test_every_check_reads_its_part_of_the_curves(monkeypatch, bend, check):
-    monkeypatch.setattr(claims, "stored", lambda name: bent(*bend))
+def test_every_check_reads_its_part_of_the_curves(bend, how, check):
+    bend(*how)
     assert not run().checks[check].passed
 
 
-def test_the_null_control_sees_curves_that_do_not_start_at_the_base(monkeypatch):
-    monkeypatch.setattr(claims, "stored", lambda name: bent("full", STRENGTHS["full"], 0, 0, 1.001))
+def test_the_null_control_sees_curves_that_do_not_start_at_the_base(bend):
+    bend("full", STRENGTHS["full"], 0, 0, 1.001)
     assert not run().controls.null.passed
 
 
 @pytest.mark.parametrize("where", [2, 0.5])
-def test_the_power_control_needs_a_weak_lock_that_is_weak(monkeypatch, where):
-    monkeypatch.setattr(claims, "stored", lambda name: bent("lora", 0.001, where, where, 2.0))
+def test_the_power_control_needs_a_weak_lock_that_is_weak(bend, where):
+    bend(WEAK["kind"], WEAK["strength"], where, where, 2.0)
     assert not run().controls.power.passed
 
 

@@ -37,7 +37,7 @@ LAWS: dict[str, Callable[[float], Protection]] = {
     "published": Protection,
     "below": partial(Protection, high=1.05 + 1e-9),  # no weight above 1
 }
-OTHER = [{"kind": "full", "strength": 0.05}, {"kind": "lora", "strength": 0.005}, {"kind": "lora", "strength": 0.05}]
+OTHER = [{"kind": kind, "strength": 0.05} for kind in RATES]
 SHORT = {"full": STEPS // 2}  # of the kind whose collapse below 1 is deep
 SHALLOW = "lora"  # whose collapse below 1 is not
 
