@@ -250,7 +250,8 @@ def check_spaces(ctx: Context) -> Evidence:
             ),
             power=Control(
                 what="a planted lock that works in full space alone is found: least distance of its shares",
-                passed=full.works[0] and planted.bounds[0] > SAME, value=planted.bounds[0], bound=SAME, unit="of the gain",
+                passed=full.works[0] and planted.bounds[0] > SAME, value=planted.bounds[0], bound=SAME,
+                unit="of the gain",
             ),
         ),
         counterexample=counterexample(worst) if refuted and worst else None,
