@@ -20,7 +20,16 @@ from lockproofs.claim import (
 from lockproofs.claims.trap2_collapse import SHORT
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
-from lockproofs.experiments.trap_merge import HALF, LAYERS, NOMINAL, NOMINAL_LAYERS, PROBLEMS, SUBSET, operators
+from lockproofs.experiments.trap_merge import (
+    HALF,
+    LAYERS,
+    NOMINAL,
+    NOMINAL_LAYERS,
+    PROBLEMS,
+    PROJECTED,
+    SUBSET,
+    operators,
+)
 from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STRENGTHS
 
 SKILL_GAIN, PARTNER_GAIN = 0.2, 0.1  # less is no merge (in every seed; in the mean over seeds)
@@ -41,7 +50,7 @@ NOMINAL_RULE = (
     f"as TRAP-MERGE's, but shares of both gains count, on {PARTNER} too: an expert at s = 1 keeps {SKILL} where the "
     "partner's scale is small enough, and then gains nothing. Kept: both shares reach the threshold in every seed; "
     "lost: one of the two is at most the other threshold, in every seed. So decided after one protected adapter had "
-    "been merged in a trial, before these rows were measured"
+    "been merged in a trial, before these rows were; the projected merge was added when some of them were known"
 )
 SINCE = (
     "operators, thresholds and rule are those of the first rows; finer scales, three seeds, longer trainings, a "
@@ -238,10 +247,11 @@ def check_merge(ctx: Context) -> Evidence:
 def check_nominal(ctx: Context) -> Evidence:
     """The merge W₀ + Δ + s Δ_partner: the protected update stays at s = 1, where it was trained to work.
 
-    Measured as TRAP-MERGE is, with two operators: one scale for the partner, and one for each layer of it. Judged by
-    what is left of the gains on both skills, since the expert's own is kept wherever the partner hardly counts.
+    Measured as TRAP-MERGE is, with three operators: one scale for the partner, one for each layer of it, and one for
+    what its update adds beside the direction of the expert's, so that the sum stays at s = 1 along it. Judged by what
+    is left of the gains on both skills, since the expert's own is kept wherever the partner hardly counts.
     """
-    names = (NOMINAL, NOMINAL_LAYERS)
+    names = (NOMINAL, NOMINAL_LAYERS, PROJECTED)
     return _evidence(lambda kind: names, "The protected update at s = 1, the partner scaled, or its layers", both=True)
 
 

@@ -26,6 +26,7 @@ from lockproofs.trap_models import partner as partner_of
 from lockref.attacks.layer_scales import layer_scales
 from lockref.attacks.merging_grid import Members, best
 from lockref.attacks.nominal_merge import nominal_merge
+from lockref.attacks.projected_merge import projected_merge
 from lockref.attacks.result import AttackResult
 from lockref.attacks.shared_scale import shared_scale
 from lockref.attacks.tensor_subset import tensor_subset
@@ -40,6 +41,7 @@ OF_A_LAYER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ALONE = ("base", "expert", "partner")  # measured beside every merge
 HALF = "half partner"  # the partner averaged with the base: a merge with no expert in it
 NOMINAL, NOMINAL_LAYERS = "nominal", "nominal-layers"  # the expert at s = 1: one scale for the partner, or one a layer
+PROJECTED = "projected"  # the same, less the part of the partner's update along the expert's
 LAYERS, SUBSET = "layer-scales", "tensor-subset"  # scales that are not shared
 FULL = tuple(name for name, setting in SETTINGS.items() if setting.space == "full" and name != "linear-sum")
 ADAPTERS = tuple(name for name, setting in SETTINGS.items() if setting.space != "full")
@@ -104,6 +106,8 @@ def attacked(operator: str, plans: tuple[Any, Any], given: tuple[Any, ...], seed
     if operator == LAYERS:
         s = shared_scale(whole, score, SCALES).found["scale"]
         return layer_scales(whole, score, (s, s), grid=OF_A_LAYER)
+    if operator == PROJECTED:
+        return projected_merge(whole, score, BESIDE)
     found = nominal_merge(whole, score, BESIDE)
     if operator == NOMINAL:
         return found
@@ -132,6 +136,7 @@ EXPERIMENT = Experiment(
         "skills": (SKILL, PARTNER),
     },
     cells=[{**pair, "operator": name} for pair in pairs() for name in rows(pair["kind"])]
-    + [{"kind": kind, "strength": 0.0, "seed": 0, "operator": HALF} for kind in RATES],
+    + [{"kind": kind, "strength": 0.0, "seed": 0, "operator": HALF} for kind in RATES]
+    + [{**pair, "operator": PROJECTED} for pair in pairs()],
     measure=measure,
 )  # fmt: skip
