@@ -32,6 +32,7 @@ def pair(kept, operator="ties", plain=(0.5, 0.5), problems=900):
         ([pair((0.9, 0.1))], Verdict.REFUTED),  # worse in either space
         ([pair((0.4, 0.6))], Verdict.UNDECIDED),  # near enough, but not for so few problems
         ([pair((0.4, 0.4), operator=IN_SPACES[0])], Verdict.UNDECIDED),  # nothing but a sum could be compared
+        ([pair((0.4, 0.4))], Verdict.UNDECIDED),  # one merge in both
         ([], Verdict.UNDECIDED),
     ],
 )
@@ -70,8 +71,8 @@ def test_it_is_what_is_recorded_and_its_counterexample_reruns():
     assert found is None or CLAIM.rerun(json.loads(json.dumps(found.given))) == found.got
 
 
-def test_a_lock_that_is_the_same_everywhere_holds(plant):
-    plant()
+def test_a_lock_that_is_nearly_the_same_everywhere_holds(plant):
+    plant(ties_in_core=0.42, tsv_in_knots=0.38)
     evidence = run()
     assert evidence.verdict is Verdict.HOLDS, evidence.explanation
     assert sum("full and " in check.name for check in evidence.checks) == 2 * len(IN_SPACES)
