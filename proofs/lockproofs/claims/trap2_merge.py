@@ -252,7 +252,8 @@ def check_nominal(ctx: Context) -> Evidence:
     is left of the gains on both skills, since the expert's own is kept wherever the partner hardly counts.
     """
     names = (NOMINAL, NOMINAL_LAYERS, PROJECTED)
-    return _evidence(lambda kind: names, "The protected update at s = 1, the partner scaled, or its layers", both=True)
+    every = "The protected update at s = 1, the partner scaled whole, by layers, or less its part along the update"
+    return _evidence(lambda kind: names, every, both=True)
 
 
 CLAIMS = (
