@@ -44,7 +44,7 @@ Tensors = dict[str, NDArray[Any]]
 
 CACHE = Path.home() / ".cache" / "lockref" / "trap2"
 SEEDS = (0, 1, 2)
-AS_PUBLISHED = [{"kind": kind, "strength": PUBLISHED[kind].strength, "seed": 0} for kind in RATES]
+AS_PUBLISHED: list[dict[str, Any]] = [{"kind": kind, "strength": PUBLISHED[kind].strength, "seed": 0} for kind in RATES]
 WEAK: dict[str, Any] = {"kind": "lora", "strength": 1e-4, "seed": 0}  # a tenth of the published λ: a planted weak lock
 PROBLEMS = 300
 EVALUATION = 99  # seeds the held-out problems

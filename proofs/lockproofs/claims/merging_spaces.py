@@ -83,15 +83,20 @@ def pairs(result: Result) -> list[Pair]:
     found = []
     for operator in IN_SPACES:
         names = {in_space(operator, space): space for space in MEASURED}
-        working = [m for m in merges(result, lambda kind, names=names: names if kind == KIND else ()) if m.works[0]]
+        working = [merge for merge in of_adapters(result, list(names)) if merge.works[0]]
         found += [pair_of(operator, names, both) for both in combinations(working, 2)]
     return found
+
+
+def of_adapters(result: Result, names: Sequence[str]) -> list[Merge]:
+    """The rows of these operators, for adapters alone."""
+    return merges(result, lambda kind: names if kind == KIND else ())
 
 
 def idle(result: Result) -> str:
     """Where an operator was not compared, since it does not merge without protection either."""
     names = [in_space(operator, space) for operator in IN_SPACES for space in MEASURED]
-    failed = [m.operator for m in merges(result, lambda kind: names if kind == KIND else ()) if not m.works[0]]
+    failed = [merge.operator for merge in of_adapters(result, names) if not merge.works[0]]
     return f" Not compared, since without protection they merge too little: {', '.join(failed)}." if failed else ""
 
 
@@ -232,7 +237,7 @@ def check_spaces(ctx: Context) -> Evidence:
         for pair in found
     )
     # A planted lock that works in full space alone: elsewhere its merges are the unprotected ones.
-    (full,) = (m for m in merges(result, lambda kind: IN_SPACES[:1] if kind == KIND else ()))
+    (full,) = of_adapters(result, IN_SPACES[:1])
     gain = max(float(np.mean(full.plain)), 1 / PROBLEMS)
     planted = Pair(full.operator, ("full", "elsewhere"), (gain, gain), (0.0, gain), PROBLEMS * len(full.plain))
     off = max((abs(p.shares[0] - p.shares[1]) for p in found if p.operator == IN_SPACES[0]), default=float("inf"))

@@ -100,7 +100,8 @@ def reasons(result: Result) -> str:
 
     def lowest(of: dict[str, Any], plain: dict[str, Any]) -> float:
         """The greatest ratio from s = 0.25 to 0.75."""
-        return max(y / x for s, y, x in zip(of["scales"], of["loss"], plain["loss"], strict=True) if 0.25 <= s <= 0.75)
+        ratio = np.divide(of["loss"], plain["loss"])
+        return float(max(r for s, r in zip(of["scales"], ratio, strict=True) if 0.25 <= s <= 0.75))
 
     halves = "; ".join(
         f"after {steps} steps in place of {STEPS} ({kind}) the ratio below is "
