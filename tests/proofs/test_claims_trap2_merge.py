@@ -112,6 +112,11 @@ def changed(name, field, value, **where):
     return result
 
 
+def put(monkeypatch, merges):
+    """Has the claims read these merges."""
+    monkeypatch.setattr(trap2_merge, "stored", lambda name: merges if name == "trap_merge" else stored(name))
+
+
 def unlocked(*kinds):
     """The stored merges, for these kinds as if nothing were protected, for others as if nothing were left."""
     result = stored("trap_merge").model_copy(deep=True)
@@ -126,7 +131,7 @@ def unlocked(*kinds):
 @pytest.mark.parametrize("kind", STRENGTHS)
 def test_a_lock_without_effect_is_refuted_for_the_kind_that_lacks_it(monkeypatch, kind):
     claim = CLAIMS["TRAP-MERGE"]
-    monkeypatch.setattr(trap2_merge, "stored", lambda name: unlocked(kind))
+    put(monkeypatch, unlocked(kind))
     evidence = run(claim)
     assert evidence.verdict is Verdict.REFUTED
     assert evidence.counterexample.given["kind"] == kind
@@ -134,19 +139,19 @@ def test_a_lock_without_effect_is_refuted_for_the_kind_that_lacks_it(monkeypatch
 
 
 def test_a_lock_that_leaves_nothing_of_any_merge_holds(monkeypatch):
-    monkeypatch.setattr(trap2_merge, "stored", lambda name: unlocked())
+    put(monkeypatch, unlocked())
     assert run(CLAIMS["TRAP-MERGE"]).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("claim", ["TRAP-MERGE", "TRAP-NOMINAL"])
 def test_controls_of_merges_can_fail(monkeypatch, claim):
     grown = changed("trap_merge", "add", 1.0, operator=HALF)
-    monkeypatch.setattr(trap2_merge, "stored", lambda name: grown)
+    put(monkeypatch, grown)
     assert not run(CLAIMS[claim]).controls.null.passed
     idle = stored("trap_merge").model_copy(deep=True)
     for row in idle.where(strength=0.0):
         row["add"] = 0.0
-    monkeypatch.setattr(trap2_merge, "stored", lambda name: idle)
+    put(monkeypatch, idle)
     assert not run(CLAIMS[claim]).controls.power.passed
 
 

@@ -24,7 +24,7 @@ from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
 from lockproofs.experiments.trap_strength import SHALLOW
 from lockproofs.experiments.trap_strength import SHORT as HALVED
-from lockproofs.trap_models import AS_PUBLISHED, LINES, PROBLEMS, REPLAYED, SKILL, STEPS, STRENGTHS, WEAK
+from lockproofs.trap_models import AS_PUBLISHED, LINES, PARTNER, PROBLEMS, REPLAYED, SKILL, STEPS, STRENGTHS, WEAK
 
 RAISED = 1.1  # times the unprotected loss
 CHOSEN = ", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRENGTHS.items())
@@ -88,6 +88,16 @@ def published(result: Result) -> str:
         f"{r.at(0.25, 0.75).max():.3g} below"
         for cell in AS_PUBLISHED
         for r in [ratios(result, cell["kind"], cell["strength"])]
+    )
+
+
+def sensitivity(result: Result, kind: str) -> str:
+    """For every λ of a kind, one seed: right answers alone, and those of the merge at the best shared scale."""
+    rows = result.where(kind=kind, steps=STEPS, law="published")
+    return f"{kind}: " + ", ".join(
+        f"λ = {row['strength']:g} {row['match'][row['scales'].index(1.0)]:.0%}, {row['merged'][SKILL]:.0%} and "
+        f"{row['merged'][PARTNER]:.0%}"
+        for row in rows
     )
 
 

@@ -17,7 +17,7 @@ from lockproofs.claim import (
     Source,
     Verdict,
 )
-from lockproofs.claims.trap2_collapse import SHORT
+from lockproofs.claims.trap2_collapse import SHORT, sensitivity
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
 from lockproofs.experiments.trap_merge import (
@@ -241,7 +241,10 @@ def check_merge(ctx: Context) -> Evidence:
     nothing for the lock. The operator that refutes is the one an attacker would choose, not the luckiest of many.
     Scales for each layer, and whole tensors of one expert or both, are no shared scale: they stand beside the claim.
     """
-    return _evidence(operators, "Every operator that applies, KnOTS and Core for LoRA too", (LAYERS, SUBSET))
+    evidence = _evidence(operators, "Every operator that applies, KnOTS and Core for LoRA too", (LAYERS, SUBSET))
+    tried = "; ".join(sensitivity(stored("trap_strength"), kind) for kind in RATES)
+    by_strength = f" By λ, one seed: right on {SKILL} alone, and on {SKILL} and {PARTNER} when summed. {tried}."
+    return evidence.model_copy(update={"explanation": evidence.explanation + by_strength})
 
 
 def check_nominal(ctx: Context) -> Evidence:
@@ -264,7 +267,7 @@ CLAIMS = (
         source=Source(paper=PAPER, where="merges of protected and unprotected experts"),
         kind="security",
         recorded=Verdict.UNDECIDED,
-        would_change="More seeds, or longer training with a larger λ, that agree on what every operator leaves.",
+        would_change="Seeds at a larger λ: with one, the sum fails, and the expert alone does not (`trap_strength`).",
         check=check_merge,
         rerun=rerun_merge,
     ),
