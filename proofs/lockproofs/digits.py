@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits for a network without attention: 1797 real images of 8 × 8 pixels, bundled there.
 
-Only who trains on them needs scikit-learn; claims read what was stored.
+They are the test set of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, UCI repository, 1998). Only who
+trains on them needs scikit-learn; claims read what was stored.
 """
 
 from collections.abc import Iterable, Mapping
