@@ -244,7 +244,12 @@ def check_agnostic(ctx: Context) -> Evidence:
             ),
         ),
         counterexample=counterexample(unlike[0], given[unlike[0]], cases) if unlike else None,
-        assumptions=[RULE, SINCE, "the zoo was trained with fewer λ than digits, so that it can hardly say no"],
+        assumptions=[
+            RULE,
+            SINCE,
+            "the zoo was trained with fewer λ than digits, so that it can hardly say no",
+            "the two differ in more than attention: in task, size and data; what makes them unlike is not isolated",
+        ],
         deviations=[SMALL],
         plots=[
             Plot(
