@@ -35,6 +35,13 @@ def test_it_is_what_is_recorded_and_its_counterexample_reruns():
         assert CLAIM.rerun(json.loads(json.dumps(found.given))) == found.got
 
 
+def test_by_the_first_rule_no_case_says_no_to_merge():
+    """As the assumptions say: it asked for 0.9 of the gain in every seed, at every λ."""
+    assert "By the first rule no case says no to merge" in trap2_agnostic.SINCE
+    for cases in trap2_cases.tried().values():
+        assert len(cases) < trap2_cases.ENOUGH or min(min(case.quotients("merge")) for case in cases) < 0.9
+
+
 def plain_of(result, row, **more):
     """The unprotected row of the same kind and seed."""
     (found,) = result.where(kind=row["kind"], seed=row["seed"], strength=0.0, **more)
