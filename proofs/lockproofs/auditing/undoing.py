@@ -1,10 +1,11 @@
 """MB-KEYLESS and MB-ANCHOR on a directory: attacks on the very release, not on a lock planted in it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockproofs.attention_trials import head_errors
 from lockproofs.auditing.measure import again, where
@@ -22,9 +23,9 @@ from lockproofs.claim import (
 )
 from lockproofs.subject import Subject
 from lockref.attacks.anchor_model import anchor_projection, anchor_signs
-from lockref.attacks.keyless import keyless
+from lockref.attacks.keyless import farther, keyless
 from lockref.attacks.result import Tensors
-from lockref.locks.attention import TOPK, TOPK_PLANES, project
+from lockref.locks.attention import TOPK, TOPK_PLANES, layer_heads, project
 from lockref.locks.full import Composed
 
 WHAT = "the weights that the lock hides, to compare the attacker's guesses with"
@@ -32,25 +33,59 @@ STREAM = 13  # of random numbers
 ANCHOR = "the public model that the anchor attack compares the release with"
 NEAR = 0.1  # of what the lock moved on its worst head: less is recovered, as much of a head's norm is hidden
 
-Guesses = Callable[[Tensors, Subject], Iterator[Tensors]]
+
+@dataclass(frozen=True)
+class Attack:
+    """What it guesses from a release: guess i, and of each guess the worst head's relative error, to √eps."""
+
+    knows: str
+    guess: Callable[[Tensors, Subject, int], Tensors]
+    errors: Callable[[Tensors, Composed, Subject], list[float]]
 
 
-def by_keyless(released: Tensors, subject: Subject) -> Iterator[Tensors]:
+def keyless_guess(released: Tensors, subject: Subject, guess: int) -> Tensors:
     """One guess for every number of planes, then one for every number of eigen-directions, from the release alone."""
+    config = subject.composed.config
+    planes, directions = (keyless(released, config, family).guesses for family in (TOPK_PLANES, TOPK))
+    return planes[guess] if guess < len(planes) else directions[guess - len(planes)]
+
+
+def keyless_errors(released: Tensors, want: Composed, subject: Subject) -> list[float]:
+    """Of all guesses, from their squared distances: a guess of a large model takes seconds to write out."""
+    config, found = subject.composed.config, []
+    pairs = zip(layer_heads(released, config), layer_heads(want.tensors, config), strict=True)
+    squares = np.array([(_square(q - q0, k - k0), _square(q0, k0)) for (q, k), (q0, k0) in pairs])
+    away, size = squares[:, 0, :, None], squares[:, 1, :, None]
     for family in (TOPK_PLANES, TOPK):
-        yield from keyless(released, subject.composed.config, family).guesses
+        basis = keyless(released, config, family).found["basis"]
+        off = away + farther(released, want.tensors, config, family, basis)
+        found += np.max(np.sqrt(np.maximum(off, 0) / size), axis=(0, 1)).tolist()
+    return found
 
 
-def by_anchor(released: Tensors, subject: Subject) -> Iterator[Tensors]:
+def _square(q: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:
+    """Of each key head and its query heads: (G,)."""
+    return np.asarray(np.sum(q * q, axis=(-3, -2, -1)) + np.sum(k * k, axis=(-2, -1)))
+
+
+def anchor_guess(released: Tensors, subject: Subject, guess: int) -> Tensors:
     """Signs of planes, and Procrustes, by the base."""
-    config, base = subject.composed.config, subject.need("base", ANCHOR).tensors
-    for attack in (anchor_signs, anchor_projection):
-        yield attack(released, base, config).guesses[0]
+    attack = (anchor_signs, anchor_projection)[guess]
+    return attack(released, subject.need("base", ANCHOR).tensors, subject.composed.config).guesses[0]
 
 
-def least_wrong(guesses: Iterable[Tensors], want: Tensors, model: Composed) -> list[float]:
-    """For each guess the worst head's relative error."""
-    return [float(np.max(head_errors(guess, want, model.config))) for guess in guesses]
+def anchor_errors(released: Tensors, want: Composed, subject: Subject) -> list[float]:
+    """Of both guesses."""
+    return [worst(anchor_guess(released, subject, guess), want) for guess in (0, 1)]
+
+
+def worst(guess: Tensors, want: Composed) -> float:
+    """The worst head's relative error."""
+    return float(np.max(head_errors(guess, want.tensors, want.config)))
+
+
+KEYLESS = Attack("had the release alone", keyless_guess, keyless_errors)
+ANCHORED = Attack("had the release and the base", anchor_guess, anchor_errors)
 
 
 def under(reference: Composed, rng: np.random.Generator | None = None) -> dict[str, Any]:
@@ -61,22 +96,24 @@ def under(reference: Composed, rng: np.random.Generator | None = None) -> dict[s
     return project(reference.tensors, c, turn)
 
 
-def evidence(ctx: Context, attack: Guesses, knows: str, null: Control) -> Evidence:
+def evidence(ctx: Context, attack: Attack, null: Control) -> Evidence:
     """Refuted where some guess is off the reference by less than NEAR of what the lock moved; else by the controls."""
     subject, reference = ctx.subject.composed, ctx.subject.need("reference", WHAT)
-    released = float(np.max(head_errors(subject.tensors, reference.tensors, subject.config)))
+    released = worst(subject.tensors, reference)
     if released == 0:
         raise MissingInput("SUBJECT's queries and keys are those of the reference, to the bit: no P to reveal")
-    errors = least_wrong(attack(subject.tensors, ctx.subject), reference.tensors, subject)
-    got, best = min(errors), int(np.argmin(errors))
-    power = min(least_wrong(attack(under(reference), ctx.subject), reference.tensors, subject))
+    errors = attack.errors(subject.tensors, reference, ctx.subject)
+    best = int(np.argmin(errors))
+    got = worst(attack.guess(subject.tensors, ctx.subject, best), reference)
+    power = min(attack.errors(under(reference), reference, ctx.subject))
     broken = got <= NEAR * released
     given = where(ctx.subject) | {"guess": best}
     return Evidence(
         verdict=Verdict.REFUTED if broken else Verdict.HOLDS,
         grade=Grade.MEASURED,
         explanation=f"The release is wrong by {released:.2g} of the norm on its worst head, the best of {len(errors)} "
-        f"guesses by {got:.2g} ({'bit for bit the reference' if got == 0 else f'guess {best}'}). The attacker {knows}.",
+        f"guesses by {got:.2g} ({'bit for bit the reference' if got == 0 else f'guess {best}'}). "
+        f"The attacker {attack.knows}.",
         checks=[
             Check(name="the release undone", unit="relative", value=got, bound=NEAR * released,
                   statistic="relative error of the worst head, best guess", cases=len(errors),
@@ -96,34 +133,32 @@ def evidence(ctx: Context, attack: Guesses, knows: str, null: Control) -> Eviden
     )  # fmt: skip
 
 
-def _found(ctx: Context, attack: Guesses, guess: int) -> str:
-    model, reference = ctx.subject.composed, ctx.subject.need("reference", WHAT)
-    chosen = islice(attack(model.tensors, ctx.subject), guess, guess + 1)
-    error = least_wrong(chosen, reference.tensors, model)[0]
-    return f"guess {guess}: relative error {error:.2g} on the worst head"
+def _found(ctx: Context, attack: Attack, guess: int) -> str:
+    made = attack.guess(ctx.subject.composed.tensors, ctx.subject, guess)
+    return f"guess {guess}: relative error {worst(made, ctx.subject.need('reference', WHAT)):.2g} on the worst head"
 
 
 def check_keyless(ctx: Context) -> Evidence:
     """Lock the release once more with every number of planes, or of eigen-directions, and compare each guess."""
     reference = ctx.subject.need("reference", WHAT)
-    hidden = least_wrong(by_keyless(under(reference, ctx.rng(STREAM)), ctx.subject), reference.tensors, reference)
+    hidden = min(keyless_errors(under(reference, ctx.rng(STREAM)), reference, ctx.subject))
     null = Control(
         what="a random P on the reference, which does not commute with S, stays hidden: error of the worst head",
-        passed=min(hidden) >= NEAR, value=min(hidden), bound=NEAR, unit="relative",
+        passed=hidden >= NEAR, value=hidden, bound=NEAR, unit="relative",
     )  # fmt: skip
-    return evidence(ctx, by_keyless, "had the release alone", null)
+    return evidence(ctx, KEYLESS, null)
 
 
 def check_anchor(ctx: Context) -> Evidence:
     """Compare the release with the public base: signs of planes, and Procrustes for any orthogonal P."""
     ctx.subject.need("base", ANCHOR)
     reference = ctx.subject.need("reference", WHAT)
-    left = min(least_wrong(by_anchor(reference.tensors, ctx.subject), reference.tensors, reference))
+    left = min(anchor_errors(reference.tensors, reference, ctx.subject))
     null = Control(
         what="the unlocked reference is left alone: error of the worst head", passed=left <= NEAR, value=left,
         bound=NEAR, unit="relative",
     )  # fmt: skip
-    return evidence(ctx, by_anchor, "had the release and the base", null)
+    return evidence(ctx, ANCHORED, null)
 
 
 def _carries(subject: Subject) -> bool:
@@ -135,11 +170,11 @@ FORMS = {
     "MB-KEYLESS": OnSubject(
         applies=_carries,
         check=check_keyless,
-        rerun=lambda given: _found(again(given, 0, "reference"), by_keyless, given["guess"]),
+        rerun=lambda given: _found(again(given, 0, "reference"), KEYLESS, given["guess"]),
     ),
     "MB-ANCHOR": OnSubject(
         applies=_carries,
         check=check_anchor,
-        rerun=lambda given: _found(again(given, 0, "reference", "base"), by_anchor, given["guess"]),
+        rerun=lambda given: _found(again(given, 0, "reference", "base"), ANCHORED, given["guess"]),
     ),
 }

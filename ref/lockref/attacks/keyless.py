@@ -67,17 +67,23 @@ class Guesses(Sequence[Tensors]):
 def nearest_k(
     released: Tensors, reference: Tensors, config: Qwen3Config, family: Family, basis: Array
 ) -> NDArray[np.intp]:
-    """For each key head the k, (layers, G), for which W P_k comes nearest to the reference, the smallest if several do.
+    """For each key head the k, (layers, G), for which W P_k is nearest the reference; the smallest if several are."""
+    nearest: NDArray[np.intp] = np.argmin(farther(released, reference, config, family, basis), axis=-1)
+    return nearest
 
-    ‖W P_k − W_ref‖² = constant + 4 Σ_{i≤k} u_iᵀ C u_i with C = WᵀW_ref, summed over queries and key of the group.
+
+def farther(released: Tensors, reference: Tensors, config: Qwen3Config, family: Family, basis: Array) -> Array:
+    """How much farther each guess is than the release: ‖W P_k − W_ref‖² − ‖W − W_ref‖² = 4 Σ_{i≤k} u_iᵀ C u_i.
+
+    (layers, G, guesses), C = WᵀW_ref summed over queries and key of the group: P_k = I − 2 Σ_{i≤k} u_i u_iᵀ turns
+    −2 tr(P_k C) into −2 tr(C) + 4 Σ u_iᵀ C u_i, and the norms stay.
     """
     pairs = zip(layer_heads(released, config), layer_heads(reference, config), strict=True)
     overlap = np.stack([_overlap(q, q_ref) + k @ np.swapaxes(k_ref, -1, -2) for (q, k), (q_ref, k_ref) in pairs])
     along = np.einsum("...ji,...jk,...ki->...i", basis, overlap, basis, optimize=True)
     blocks = along.reshape(*along.shape[:-1], -1, family.width).sum(axis=-1)
-    distance = np.concatenate([np.zeros_like(blocks[..., :1]), np.cumsum(blocks, axis=-1)], axis=-1)
-    nearest: NDArray[np.intp] = np.argmin(distance, axis=-1)
-    return nearest
+    start = np.zeros_like(blocks[..., :1])
+    return np.asarray(4 * np.concatenate([start, np.cumsum(blocks, axis=-1)], axis=-1))
 
 
 def _overlap(q: Array, q_ref: Array) -> Array:
