@@ -29,7 +29,7 @@ RATES = {"full": 1e-3, "lora": 3e-3}
 RANK, ALPHA = 4, 8.0
 SEEDS = (5, 6, 7, 8, 9)  # TRAP-AGNOSTIC's rule was made while looking at 0 to 4
 STRENGTHS = {kind: (published.strength, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8) for kind, published in PUBLISHED.items()}
-CEILING = float(np.log(NET.classes))  # nats of a uniform guess
+CEILING = float(np.log(NET.classes)) + 0.1  # nats of a uniform guess, with which a base of six steps may begin
 RECOVERY = {"steps": 10, "rate": 1e-3, "images": 32}  # of each step, from an attacker's own
 
 

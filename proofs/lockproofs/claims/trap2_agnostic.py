@@ -42,7 +42,7 @@ from lockproofs.digits import NET, PARTS
 from lockproofs.experiments.store import stored
 from lockproofs.experiments.trap_digits import PROJECTED, SHARED
 from lockproofs.experiments.trap_merge import NOMINAL
-from lockproofs.trap_digits import PARTNER, RECOVERY, SKILL
+from lockproofs.trap_digits import PARTNER, RECOVERY, SEEDS, SKILL
 from lockproofs.trap_runs import KINDS, runs
 from lockref.locks.trap2_training import PUBLISHED
 
@@ -259,7 +259,7 @@ def check_agnostic(ctx: Context) -> Evidence:
                 y_log=True,
                 curves=[
                     Curve(name=f"λ = {row['strength']:g}", x=row["scales"], y=row["loss"])
-                    for row in stored("trap_digits").where(kind=kind, seed=0, order=0)[::2] if "stopped" not in row
+                    for row in stored("trap_digits").where(kind=kind, seed=SEEDS[0], order=0)[::2] if "stopped" not in row
                 ],
             )
             for kind in KINDS
