@@ -21,7 +21,7 @@ from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
 from lockproofs.experiments.trap_recover import ALONE, BASE, LEARNING_RATES, LINES, MERGE, PROBLEMS
 from lockproofs.experiments.trap_recover import STEPS as SHORT_STEPS
-from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STEPS, STRENGTHS
+from lockproofs.trap_models import CHOSEN_ON, PARTNER, SKILL, STEPS, STRENGTHS
 
 KEPT = 0.9  # of the recovered unprotected merge: no less is a restored merge
 WORTH = 0.1  # of the problems that a merge must have over what the attacker has without the expert
@@ -30,8 +30,8 @@ TAUGHT = 0.5  # right answers that the base may reach by the fine-tune alone
 
 RULE = (
     "the rule was written before a row was measured: what counts is the share of right answers, the mean of both "
-    f"skills, after {SHORT_STEPS} steps. Without the expert an attacker has the base and the partner, fine-tuned alike; "
-    f"the better one is the floor. A kind can be judged where the unprotected merge ends {WORTH:g} or more above the "
+    f"skills, after {SHORT_STEPS} steps. Without the expert an attacker has base and partner, fine-tuned alike; the "
+    f"better one is the floor. A kind can be judged where the unprotected merge ends {WORTH:g} or more above the "
     f"floor in every seed. There the merge is restored if the protected one ends {WORTH:g} above the floor as well and "
     f"at {KEPT:g} of the unprotected one or more, in every seed; it is lost if it ends at most {NOTHING:g} above the "
     "floor in every seed. Refuted: restored for a kind. Holds: lost for both. Anything else is undecided"
@@ -137,8 +137,8 @@ def check_recover(ctx: Context) -> Evidence:
     """The stored rows of `trap_recover`: merges at the attacker's best scale, then fine-tuned on both skills.
 
     A fine-tune teaches, too. So base and partner, which know nothing of the expert, get the same steps on the same
-    problems: only what a merge has beyond them is recovered. Learning rates are chosen by the loss on the attacker's own
-    problems.
+    problems: only what a merge has beyond them is recovered. Learning rates are chosen by the loss on the attacker's
+    own problems.
     """
     found = recoveries(stored("trap_recover"))
     verdict = verdict_of(found)

@@ -44,9 +44,11 @@ def draw(rng: np.random.Generator) -> Batch:
 @cache
 def start(model: str, kind: str, strength: float, seed: int) -> tuple[Tensors, float]:
     """What is fine-tuned, and the shared scale that the attacker chose for it (1 where nothing is merged)."""
+    if model == BASE:
+        return base().tensors, 1.0
     partner = at_scale(partner_of(kind), 1.0)
-    if model != MERGE:
-        return (base().tensors if model == BASE else partner), 1.0
+    if model == ALONE:
+        return partner, 1.0
     own = at_scale(expert(kind, strength, seed), 1.0)
     found = shared_scale(Members.of_models(base().tensors, own, [partner]), score)
     return dict(found.guesses[0]), found.found["scale"]
