@@ -6,6 +6,7 @@ from lockproofs.claims import (
     trap2_collapse,
     trap2_gradient,
     trap2_merge,
+    trap2_recover,
     trap2_utility,
     trap2_weight,
 )
@@ -17,5 +18,6 @@ CLAIMS = (
     *trap2_utility.CLAIMS,
     *trap2_collapse.CLAIMS,
     *trap2_merge.CLAIMS,
+    *trap2_recover.CLAIMS,
     *trap2_agnostic.CLAIMS,
 )

@@ -1,0 +1,93 @@
+"""TRAP-RECOVER reads stored rows: each part of its rule must be able to cost the verdict."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lockproofs.claim import Context, Verdict, settle
+from lockproofs.claims import trap2_recover
+from lockproofs.claims.trap2_recover import CLAIMS, Recovery, verdict_of
+from lockproofs.experiments import trap_recover
+from lockproofs.experiments.store import stored
+from lockproofs.subject import Subject
+from lockproofs.trap_models import RATES, batch_loss
+
+(CLAIM,) = CLAIMS
+WORTHLESS = Recovery("full", 0.2, 0.6, plain=(0.9, 0.8), protected=(0.55, 0.61))
+BACK = replace(WORTHLESS, protected=(0.9, 0.75))
+
+
+def run():
+    return settle(CLAIM.kind, CLAIM.check(Context(Subject({}, True), 0, 1)))
+
+
+def test_it_is_what_is_recorded_and_its_counterexample_reruns():
+    evidence = run()
+    assert evidence.verdict is CLAIM.recorded, evidence.explanation
+    found = evidence.counterexample
+    assert (found is not None) == (evidence.verdict is Verdict.REFUTED)
+    if found is not None:
+        assert CLAIM.rerun(json.loads(json.dumps(found.given))) == found.got
+
+
+@pytest.mark.parametrize(
+    ("found", "want"),
+    [
+        ([WORTHLESS, WORTHLESS], Verdict.HOLDS),
+        ([WORTHLESS, BACK], Verdict.REFUTED),
+        ([WORTHLESS, replace(BACK, protected=(0.9, 0.71))], Verdict.UNDECIDED),  # 0.89 of the unprotected one
+        ([WORTHLESS, replace(BACK, partner=0.69)], Verdict.UNDECIDED),  # the partner alone comes near
+        ([WORTHLESS, replace(BACK, base=0.69)], Verdict.UNDECIDED),  # the fine-tune teaches it
+        ([WORTHLESS, replace(WORTHLESS, plain=(0.9, 0.69))], Verdict.UNDECIDED),  # no merge that is worth one
+        ([WORTHLESS, replace(WORTHLESS, protected=(0.5, 0.63))], Verdict.UNDECIDED),  # worth something in one seed
+    ],
+)
+def test_the_rule(found, want):
+    assert verdict_of(found) is want
+
+
+def planted(**changed):
+    """The stored rows, those of some models with other shares of right answers after the fine-tune."""
+    result = stored("trap_recover").model_copy(deep=True)
+    for row in result.rows:
+        name = row["model"] if row["model"] != trap_recover.MERGE or row["strength"] else "plain"
+        if name in changed:
+            row.update(add_after=changed[name], reverse_after=changed[name])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("changed", "want"),
+    [
+        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.9}, Verdict.REFUTED),
+        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.5}, Verdict.HOLDS),
+        ({"base": 0.55, "partner": 0.5, "plain": 0.9, "merge": 0.9}, Verdict.UNDECIDED),  # null control: it is taught
+        ({"base": 0.1, "partner": 0.5, "plain": 0.55, "merge": 0.5}, Verdict.UNDECIDED),  # power control
+    ],
+)
+def test_verdicts_and_controls_of_planted_rows(monkeypatch, changed, want):
+    monkeypatch.setattr(trap2_recover, "stored", lambda name: planted(**changed))
+    evidence = run()
+    assert evidence.verdict is want
+    assert (evidence.counterexample is not None) == (want is Verdict.REFUTED)
+    if want is Verdict.REFUTED:
+        assert CLAIM.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
+
+
+def test_every_cell_is_stored_in_its_order():
+    experiment = trap_recover.EXPERIMENT
+    rows = stored(experiment.name).rows
+    assert [{k: row[k] for k in cell} for row, cell in zip(rows, experiment.cells, strict=True)] == experiment.cells
+
+
+def test_the_base_is_the_same_for_both_kinds_and_its_first_batch_loss_is_seen():
+    """Nothing of a kind is in the base's row; and a batch holds both skills."""
+    one, two = (stored("trap_recover").where(model="base", kind=kind)[0] for kind in RATES)
+    assert {k: v for k, v in one.items() if k not in ("kind", "seconds")} == {
+        k: v for k, v in two.items() if k not in ("kind", "seconds")
+    }
+    model, scale = trap_recover.start("base", "full", 0.0, 0)
+    batch = trap_recover.draw(np.random.default_rng(0))
+    assert scale == 1.0 and batch.share == 0.5 and float(batch_loss(model, batch)) > 0.5
