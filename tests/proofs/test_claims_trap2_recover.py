@@ -71,7 +71,6 @@ def test_verdicts_and_controls_of_planted_rows(monkeypatch, changed, want):
     monkeypatch.setattr(trap2_recover, "stored", lambda name: planted(**changed))
     evidence = run()
     assert evidence.verdict is want
-    assert (evidence.counterexample is not None) == (want is Verdict.REFUTED)
     if want is Verdict.REFUTED:
         assert CLAIM.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
 
