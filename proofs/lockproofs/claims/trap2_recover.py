@@ -133,6 +133,28 @@ def counterexample(found: Recovery) -> Counterexample:
     )
 
 
+def checks(found: Recovery, verdict: Verdict) -> list[Check]:
+    """What decides about one kind: that nothing is left, or how much is."""
+    seeds, above = len(found.plain), [p - found.floor for p in found.protected]
+    if verdict is Verdict.HOLDS:
+        return [
+            Check(
+                name=f"{found.kind}: worth of the protected expert", statistic="greatest right answers above the floor",
+                unit="of the problems", value=max(above), bound=NOTHING, sense="<=", cases=seeds,
+            )
+        ]  # fmt: skip
+    return [
+        Check(
+            name=f"{found.kind}: share of the unprotected merge", statistic="least protected ÷ unprotected over seeds",
+            unit="of right answers", value=min(found.shares), bound=KEPT, sense=">=", cases=seeds,
+        ),
+        Check(
+            name=f"{found.kind}: worth of the protected expert", statistic="least right answers above the floor",
+            unit="of the problems", value=min(above), bound=WORTH, sense=">=", cases=seeds,
+        ),
+    ]  # fmt: skip
+
+
 def check_recover(ctx: Context) -> Evidence:
     """The stored rows of `trap_recover`: merges at the attacker's best scale, then fine-tuned on both skills.
 
@@ -164,21 +186,7 @@ def check_recover(ctx: Context) -> Evidence:
             for r in found
         )
         + f". {len(judged)} of {len(found)} kinds can be judged.",
-        checks=[
-            Check(
-                name=f"{r.kind}: share of the unprotected merge", statistic="least protected ÷ unprotected over seeds",
-                unit="of right answers", value=min(r.shares), bound=KEPT, sense=">=", cases=seeds,
-            )
-            for r in restored
-        ] + [
-            Check(
-                name=f"{r.kind}: worth of the protected expert", unit="of the problems", cases=seeds,
-                statistic=f"{'least' if r in restored else 'greatest'} right answers above what needs no expert",
-                value=(min if r in restored else max)(r.protected) - r.floor, bound=WORTH if r in restored else NOTHING,
-                sense=">=" if r in restored else "<=",
-            )
-            for r in restored or (found if verdict is Verdict.HOLDS else [])
-        ],
+        checks=[check for r in restored or found for check in checks(r, verdict)],
         controls=Controls(
             null=Control(
                 what="the fine-tune alone does not teach both skills: the base after it", passed=taught <= TAUGHT,
