@@ -81,18 +81,19 @@ def right(row: dict[str, Any], when: str = "after") -> float:
 def recoveries(result: Result) -> list[Recovery]:
     """Kind by kind."""
 
-    def merges(kind: str, strength: float) -> list[dict[str, Any]]:
-        return result.where(model=MERGE, kind=kind, strength=strength)
+    def merges(kind: str, strength: float, when: str = "after") -> tuple[float, ...]:
+        return tuple(right(row, when) for row in result.where(model=MERGE, kind=kind, strength=strength))
+
+    def without(model: str, kind: str) -> float:
+        return right(result.where(model=model, kind=kind)[0])
 
     return [
         Recovery(
-            kind,
-            *(right(result.where(model=model, kind=kind)[0]) for model in (BASE, ALONE)),
-            *(tuple(right(row) for row in merges(kind, s)) for s in (0.0, strength)),
-            before=tuple(right(row, "before") for row in merges(kind, strength)),
+            kind, without(BASE, kind), without(ALONE, kind),
+            plain=merges(kind, 0.0), protected=merges(kind, strength), before=merges(kind, strength, "before"),
         )
         for kind, strength in STRENGTHS.items()
-    ]
+    ]  # fmt: skip
 
 
 def verdict_of(found: list[Recovery]) -> Verdict:
