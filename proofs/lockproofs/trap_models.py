@@ -45,6 +45,7 @@ Tensors = dict[str, NDArray[Any]]
 CACHE = Path.home() / ".cache" / "lockref" / "trap2"
 SEEDS = (0, 1, 2)
 AS_PUBLISHED: list[dict[str, Any]] = [{"kind": kind, "strength": PUBLISHED[kind].strength, "seed": 0} for kind in RATES]
+STRONGER = dict.fromkeys(RATES, 0.05)  # λ at which one seed lost more in merges, and no skill of its own
 WEAK: dict[str, Any] = {"kind": "lora", "strength": 1e-4, "seed": 0}  # a tenth of the published λ: a planted weak lock
 PROBLEMS = 300
 EVALUATION = 99  # seeds the held-out problems
@@ -147,3 +148,8 @@ def pairs() -> list[dict[str, Any]]:
         for kind in RATES
         for strength in (0.0, STRENGTHS[kind])
     ]
+
+
+def stronger() -> list[dict[str, Any]]:
+    """The same of the experts with a larger λ."""
+    return [{"kind": kind, "strength": strength, "seed": seed} for seed in SEEDS for kind, strength in STRONGER.items()]

@@ -81,6 +81,23 @@ def test_at_the_nominal_scale_both_skills_count(protected, partners, want):
     assert trap2_merge.verdict_of(found) is want
 
 
+SPARES, COSTS = Drop(900, 895, 900), Drop(900, 880, 900)
+
+
+@pytest.mark.parametrize(
+    ("weaker", "found", "drops", "want"),
+    [
+        (Verdict.UNDECIDED, LOST, [SPARES, SPARES], Verdict.HOLDS_IF),
+        (Verdict.UNDECIDED, LOST, [SPARES, COSTS], Verdict.UNDECIDED),  # it costs the expert too much
+        (Verdict.UNDECIDED, (*LOST, KEPT), [SPARES, SPARES], Verdict.UNDECIDED),  # an operator keeps its gain
+        (Verdict.REFUTED, LOST, [SPARES, SPARES], Verdict.REFUTED),  # decided already
+        (Verdict.HOLDS, LOST, [SPARES, COSTS], Verdict.HOLDS),
+    ],
+)
+def test_a_larger_strength_is_asked_where_the_smaller_one_decides_nothing(weaker, found, drops, want):
+    assert trap2_merge.at_stronger(weaker, found, drops) is want
+
+
 def test_the_attacker_chooses_by_its_own_score():
     assert chosen([*LOST, KEPT], True)[0] is KEPT and chosen([*LOST, KEPT], False)[0] is LOST[0]
 

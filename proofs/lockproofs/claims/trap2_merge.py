@@ -1,6 +1,6 @@
 """TRAP-MERGE and TRAP-NOMINAL: what protection costs whoever merges, by the stored merges of `trap_merge`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ from lockproofs.claim import (
     Verdict,
 )
 from lockproofs.claims.trap2_collapse import SHORT, sensitivity
+from lockproofs.claims.trap2_utility import COST, Drop, counts
 from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
 from lockproofs.experiments.trap_merge import (
@@ -30,7 +31,8 @@ from lockproofs.experiments.trap_merge import (
     SUBSET,
     operators,
 )
-from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STRENGTHS
+from lockproofs.trap_models import CHOSEN_ON, PARTNER, RATES, SKILL, STRENGTHS, STRONGER
+from lockproofs.trap_models import PROBLEMS as ALONE_PROBLEMS
 
 SKILL_GAIN, PARTNER_GAIN = 0.2, 0.1  # less is no merge (in every seed; in the mean over seeds)
 KEPT, LOST = 0.9, 0.5  # shares of the unprotected merge's gain
@@ -44,6 +46,13 @@ RULE = (
     f"one's in every seed, and lost where it is at most {LOST:g} in every seed. Refuted: for full updates or LoRA the "
     "operator that an attacker would choose works with and without protection, and is kept. Holds: every operator "
     "that works unprotected is lost, and each kind has one. Anything else is undecided"
+)
+STRONGER_RULE = (
+    "as long as this leaves the claim undecided, the same rule is asked at "
+    + ", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRONGER.items())
+    + f" too: where it says holds, and protection costs the expert at most {COST:.0%} of the problems (95 %), the claim "
+    "holds if λ is that large, and at the smaller λ an operator keeps more. So decided when one seed at that λ had been "
+    "merged by a sum, before the rows of three seeds and all operators"
 )
 # Said of rows that are measured now: two seeds, shorter trainings and coarser scales decided nothing before.
 NOMINAL_RULE = (
@@ -92,10 +101,15 @@ class Merge:
         return [min(k, p / fmean(self.partners[0])) for k, p in zip(own, self.partners[1], strict=True)]
 
 
-def merges(result: Result, names: Callable[[str], Sequence[str]], both: bool = False) -> list[Merge]:
+def merges(
+    result: Result,
+    names: Callable[[str], Sequence[str]],
+    both: bool = False,
+    strengths: Mapping[str, float] = STRENGTHS,
+) -> list[Merge]:
     """The rows of these operators, by kind and operator."""
     found = []
-    for kind, strength in STRENGTHS.items():
+    for kind, strength in strengths.items():
         partner = result.where(kind=kind, operator="partner")[0]
         for name in names(kind):
             sides = [
@@ -125,6 +139,20 @@ def verdict_of(found: Sequence[Merge]) -> Verdict:
     working = [merge for merge in found if merge.works[0]]
     every = {merge.kind for merge in working} == set(RATES)
     return Verdict.HOLDS if every and all(max(m.shares) <= LOST for m in working) else Verdict.UNDECIDED
+
+
+def spared(result: Result, kind: str, strength: float) -> Drop:
+    """What protection costs the experts alone, by the rows of `trap_train`."""
+    plain, protected = (counts(result, kind, s) for s in (0.0, strength))
+    return Drop(sum(plain), sum(protected), ALONE_PROBLEMS * len(plain))
+
+
+def at_stronger(weaker: Verdict, found: Sequence[Merge], drops: Sequence[Drop]) -> Verdict:
+    """By STRONGER_RULE, from the merges at the larger λ and what it costs."""
+    if weaker is not Verdict.UNDECIDED:
+        return weaker
+    holds = verdict_of(found) is Verdict.HOLDS and all(drop.bounds[1] <= COST for drop in drops)
+    return Verdict.HOLDS_IF if holds else Verdict.UNDECIDED
 
 
 def rerun_merge(given: dict[str, Any]) -> str:
@@ -187,10 +215,9 @@ def _evidence(
         """The share that is kept; of a merge that fails without protection too, what it lacks most."""
         name = f"{merge.kind}, {merge.operator}: "
         if merge.works[0]:
-            return Check(
+            return lost_of(merge) if verdict is Verdict.HOLDS else Check(
                 name=name + "kept", statistic="least share over seeds of the unprotected merge's gain",
-                unit="of the gain", value=min(merge.shares), bound=LOST if verdict is Verdict.HOLDS else KEPT,
-                sense="<=" if verdict is Verdict.HOLDS else ">=", cases=seeds,
+                unit="of the gain", value=min(merge.shares), bound=KEPT, sense=">=", cases=seeds,
             )  # fmt: skip
         lacks = [(min(merge.plain), SKILL_GAIN, SKILL), (fmean(merge.partners[0]), PARTNER_GAIN, PARTNER)]
         value, bound, skill = min(lacks, key=lambda lack: lack[0] - lack[1])
@@ -233,6 +260,50 @@ def _evidence(
     )  # fmt: skip
 
 
+def lost_of(merge: Merge) -> Check:
+    """That a merge loses what counts as lost, in the seed in which it loses least."""
+    return Check(
+        name=f"{merge.kind}, {merge.operator}: lost", unit="of the gain", value=max(merge.shares), bound=LOST,
+        statistic="greatest share over seeds of the unprotected merge's gain", cases=len(merge.plain),
+    )  # fmt: skip
+
+
+def _stronger(evidence: Evidence, names: Callable[[str], Sequence[str]], both: bool = False) -> Evidence:
+    """The same evidence with what STRONGER_RULE adds to it."""
+    result = stored("trap_merge")
+    found, weaker = (merges(result, names, both, strengths) for strengths in (STRONGER, STRENGTHS))
+    drops = {kind: spared(stored("trap_train"), kind, strength) for kind, strength in STRONGER.items()}
+    verdict = at_stronger(evidence.verdict, found, list(drops.values()))
+    working = [merge for merge in found if merge.works[0]]
+    kept = [merge for merge in working if max(merge.shares) > LOST]
+    at = ", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRONGER.items())
+    costs = " and ".join(f"{drop.value * 100:.1f} ({kind})" for kind, drop in drops.items())
+    said = (
+        f" At {at} {len(working) - len(kept)} of the {len(working)} lose half of the gain or more in every seed, and "
+        f"protection costs the expert {costs} points."
+    ) + "".join(f" {m.kind}, {m.operator} keeps {', '.join(f'{k:.2f}' for k in m.shares)} of the gain." for m in kept)
+    update: dict[str, Any] = {
+        "explanation": evidence.explanation + said, "assumptions": [*evidence.assumptions, STRONGER_RULE],
+    }  # fmt: skip
+    if verdict is Verdict.HOLDS_IF:
+        least = max(max(merge.shares) for merge in weaker if merge.works[0])
+        other = Check(
+            name="the smaller λ: an operator keeps more", unit="of the gain", value=least, bound=LOST, sense=">=",
+            statistic="greatest share over operators and seeds", cases=len(weaker),
+        )  # fmt: skip
+        costing = [
+            Check(
+                name=f"{kind}: the larger λ spares the expert", unit="of the problems", value=drop.bounds[1],
+                bound=COST, statistic="upper one-sided 95 % bound of the drop", cases=drop.problems,
+            )
+            for kind, drop in drops.items()
+        ]  # fmt: skip
+        update |= {
+            "verdict": verdict, "condition": at, "checks": [*(lost_of(merge) for merge in working), other, *costing],
+        }  # fmt: skip
+    return evidence.model_copy(update=update)
+
+
 def check_merge(ctx: Context) -> Evidence:
     """Every operator of `lockref.merging` that applies, on protected and unprotected experts of the same seeds.
 
@@ -241,7 +312,8 @@ def check_merge(ctx: Context) -> Evidence:
     nothing for the lock. The operator that refutes is the one an attacker would choose, not the luckiest of many.
     Scales for each layer, and whole tensors of one expert or both, are no shared scale: they stand beside the claim.
     """
-    evidence = _evidence(operators, "Every operator that applies, KnOTS and Core for LoRA too", (LAYERS, SUBSET))
+    every = "Every operator that applies, KnOTS and Core for LoRA too"
+    evidence = _stronger(_evidence(operators, every, (LAYERS, SUBSET)), operators)
     tried = "; ".join(sensitivity(stored("trap_strength"), kind) for kind in RATES)
     by_strength = f" By λ, one seed: right on {SKILL} alone, and on {SKILL} and {PARTNER} when summed. {tried}."
     return evidence.model_copy(update={"explanation": evidence.explanation + by_strength})
@@ -254,9 +326,12 @@ def check_nominal(ctx: Context) -> Evidence:
     what its update adds beside the direction of the expert's, so that the sum stays at s = 1 along it. Judged by what
     is left of the gains on both skills, since the expert's own is kept wherever the partner hardly counts.
     """
-    names = (NOMINAL, NOMINAL_LAYERS, PROJECTED)
+
+    def names(kind: str) -> tuple[str, ...]:
+        return NOMINAL, NOMINAL_LAYERS, PROJECTED
+
     every = "The protected update at s = 1, the partner scaled whole, by layers, or less its part along the update"
-    return _evidence(lambda kind: names, every, both=True)
+    return _stronger(_evidence(names, every, both=True), names, both=True)
 
 
 CLAIMS = (

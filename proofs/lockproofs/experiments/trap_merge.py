@@ -20,6 +20,7 @@ from lockproofs.trap_models import (
     pairs,
     parametrization,
     score,
+    stronger,
     trained,
 )
 from lockproofs.trap_models import partner as partner_of
@@ -137,6 +138,7 @@ EXPERIMENT = Experiment(
     },
     cells=[{**pair, "operator": name} for pair in pairs() for name in rows(pair["kind"])]
     + [{"kind": kind, "strength": 0.0, "seed": 0, "operator": HALF} for kind in RATES]
-    + [{**pair, "operator": PROJECTED} for pair in pairs()],
+    + [{**pair, "operator": PROJECTED} for pair in pairs()]
+    + [{**pair, "operator": name} for pair in stronger() for name in (*rows(pair["kind"]), PROJECTED)],
     measure=measure,
 )  # fmt: skip

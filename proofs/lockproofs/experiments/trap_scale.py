@@ -3,7 +3,7 @@
 from typing import Any
 
 from lockproofs.experiments.store import Cell, Experiment
-from lockproofs.trap_models import AS_PUBLISHED, PROBLEMS, SKILL, WEAK, at_scale, expert, figures, pairs
+from lockproofs.trap_models import AS_PUBLISHED, PROBLEMS, SKILL, WEAK, at_scale, expert, figures, pairs, stronger
 
 GRID = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0)
 
@@ -20,6 +20,6 @@ EXPERIMENT = Experiment(
     title="Trap² on the zoo: the skill along W₀ + sΔ",
     seed=0,
     settings={"problems": PROBLEMS},
-    cells=[*pairs(), *AS_PUBLISHED, WEAK],
+    cells=[*pairs(), *AS_PUBLISHED, WEAK, *stronger()],
     measure=measure,
 )

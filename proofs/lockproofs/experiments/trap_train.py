@@ -21,6 +21,7 @@ from lockproofs.trap_models import (
     first_losses,
     pairs,
     partner,
+    stronger,
     trained,
 )
 
@@ -28,8 +29,8 @@ FIRST = 3  # steps whose losses a test computes again
 
 
 def plans() -> list[Plan]:
-    """The partners, then experts seed by seed; λ as published and below come last, with one seed."""
-    return [partner(kind) for kind in RATES] + [expert(**cell) for cell in (*pairs(), *AS_PUBLISHED, WEAK)]
+    """The partners, then experts seed by seed; then λ as published and below, one seed, and above."""
+    return [partner(kind) for kind in RATES] + [expert(**cell) for cell in (*pairs(), *AS_PUBLISHED, WEAK, *stronger())]
 
 
 def measure(cell: Cell) -> dict[str, Any]:
