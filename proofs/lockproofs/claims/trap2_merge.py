@@ -50,9 +50,9 @@ RULE = (
 STRONGER_RULE = (
     "as long as this leaves the claim undecided, the same rule is asked at "
     + ", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRONGER.items())
-    + f" too: where it says holds, and protection costs the expert at most {COST:.0%} of the problems (95 %), the claim "
-    "holds if λ is that large, and at the smaller λ an operator keeps more. So decided when one seed at that λ had been "
-    "merged by a sum, before the rows of three seeds and all operators"
+    + f" too: where it says holds, and protection costs the expert at most {COST:.0%} of the problems (95 %), the "
+    "claim holds if λ is that large, and at the smaller λ an operator keeps more. So decided when one seed at that λ "
+    "had been merged by a sum, before the rows of three seeds and all operators"
 )
 # Said of rows that are measured now: two seeds, shorter trainings and coarser scales decided nothing before.
 NOMINAL_RULE = (
