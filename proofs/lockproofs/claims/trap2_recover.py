@@ -21,7 +21,7 @@ from lockproofs.claims.trap2_weight import PAPER
 from lockproofs.experiments.store import Result, stored
 from lockproofs.experiments.trap_recover import ALONE, BASE, LEARNING_RATES, LINES, MERGE, PROBLEMS
 from lockproofs.experiments.trap_recover import STEPS as SHORT_STEPS
-from lockproofs.trap_models import CHOSEN_ON, PARTNER, SKILL, STEPS, STRENGTHS
+from lockproofs.trap_models import CHOSEN_ON, PARTNER, SKILL, STEPS, STRENGTHS, STRONGER
 
 KEPT = 0.9  # of the recovered unprotected merge: no less is a restored merge
 WORTH = 0.1  # of the problems that a merge must have over what the attacker has without the expert
@@ -36,13 +36,19 @@ RULE = (
     f"at {KEPT:g} of the unprotected one or more, in every seed; it is lost if it ends at most {NOTHING:g} above the "
     "floor in every seed. Refuted: restored for a kind. Holds: lost for both. Anything else is undecided"
 )
+STRONGER_RULE = (
+    "before its rows were measured, and with those of the smaller λ known, the same was asked at "
+    + ", ".join(f"λ = {strength:g} ({kind})" for kind, strength in STRONGER.items())
+    + ": where both kinds are lost there, the claim holds if λ is that large"
+)
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """One kind: mean right answers of both skills after the fine-tune, seed by seed, and before it."""
+    """One kind and λ: mean right answers of both skills after the fine-tune, seed by seed, and before it."""
 
     kind: str
+    strength: float
     base: float
     partner: float
     plain: tuple[float, ...]
@@ -78,7 +84,7 @@ def right(row: dict[str, Any], when: str = "after") -> float:
     return fmean(row[f"{name}_{when}"] for name in (SKILL, PARTNER))
 
 
-def recoveries(result: Result) -> list[Recovery]:
+def recoveries(result: Result, strengths: Mapping[str, float]) -> list[Recovery]:
     """Kind by kind."""
 
     def merges(kind: str, strength: float, when: str = "after") -> tuple[float, ...]:
@@ -89,15 +95,17 @@ def recoveries(result: Result) -> list[Recovery]:
 
     return [
         Recovery(
-            kind, without(BASE, kind), without(ALONE, kind),
+            kind, strength, without(BASE, kind), without(ALONE, kind),
             plain=merges(kind, 0.0), protected=merges(kind, strength), before=merges(kind, strength, "before"),
         )
-        for kind, strength in STRENGTHS.items()
+        for kind, strength in strengths.items()
     ]  # fmt: skip
 
 
-def verdict_of(found: list[Recovery]) -> Verdict:
-    """By RULE."""
+def verdict_of(found: list[Recovery], stronger: list[Recovery]) -> Verdict:
+    """By RULE, and by STRONGER_RULE from what is left at the larger λ."""
+    if all(recovery.lost for recovery in stronger) and not all(recovery.lost for recovery in found):
+        return Verdict.HOLDS_IF
     if any(recovery.restored for recovery in found):
         return Verdict.REFUTED
     return Verdict.HOLDS if all(recovery.lost for recovery in found) else Verdict.UNDECIDED
@@ -122,7 +130,7 @@ def counterexample(found: Recovery) -> Counterexample:
         return [round(value * both) for value in values]
 
     given = {
-        "kind": found.kind, "problems": both, "base": round(found.base * both), "partner": round(found.partner * both),
+        "kind": found.kind, "strength": found.strength, "problems": both, "base": round(found.base * both), "partner": round(found.partner * both),
         "unprotected": counts(found.plain), "protected": counts(found.protected),
     }  # fmt: skip
     return Counterexample(
@@ -163,8 +171,8 @@ def check_recover(ctx: Context) -> Evidence:
     problems: only what a merge has beyond them is recovered. Learning rates are chosen by the loss on the attacker's
     own problems.
     """
-    found = recoveries(stored("trap_recover"))
-    verdict = verdict_of(found)
+    found, stronger = (recoveries(stored("trap_recover"), strengths) for strengths in (STRENGTHS, STRONGER))
+    verdict = verdict_of(found, stronger)
     judged = [recovery for recovery in found if recovery.judged]
     restored = [recovery for recovery in found if recovery.restored]
     seeds = len(found[0].plain)

@@ -20,6 +20,7 @@ from lockproofs.trap_models import (
     figures,
     pairs,
     score,
+    stronger,
 )
 from lockproofs.trap_models import partner as partner_of
 from lockref.attacks.merging_grid import Members, best
@@ -81,6 +82,6 @@ EXPERIMENT = Experiment(
     },
     cells=[
         {"model": model, "kind": kind, "strength": 0.0, "seed": 0} for kind in RATES for model in (BASE, ALONE)
-    ] + [{"model": MERGE, **pair} for pair in pairs()],
+    ] + [{"model": MERGE, **pair} for pair in (*pairs(), *stronger())],
     measure=measure,
 )  # fmt: skip
