@@ -12,11 +12,12 @@ from lockproofs.claims.trap2_recover import CLAIMS, Recovery, verdict_of
 from lockproofs.experiments import trap_recover
 from lockproofs.experiments.store import stored
 from lockproofs.subject import Subject
-from lockproofs.trap_models import RATES, batch_loss
+from lockproofs.trap_models import RATES, STRENGTHS, batch_loss
 
 (CLAIM,) = CLAIMS
-WORTHLESS = Recovery("full", 0.2, 0.6, plain=(0.9, 0.8), protected=(0.55, 0.61))
+WORTHLESS = Recovery("full", 0.02, 0.2, 0.6, plain=(0.9, 0.8), protected=(0.55, 0.61))
 BACK = replace(WORTHLESS, protected=(0.9, 0.75))
+NEITHER = replace(WORTHLESS, protected=(0.65, 0.65))
 
 
 def run():
@@ -45,14 +46,20 @@ def test_it_is_what_is_recorded_and_its_counterexample_reruns():
     ],
 )
 def test_the_rule(found, want):
-    assert verdict_of(found) is want
+    assert verdict_of(found, [NEITHER, NEITHER]) is want
+    assert verdict_of(found, [WORTHLESS, NEITHER]) is want, "one kind alone at the larger λ decides nothing"
+    large = Verdict.HOLDS if want is Verdict.HOLDS else Verdict.HOLDS_IF
+    assert verdict_of(found, [WORTHLESS, WORTHLESS]) is large
+
+
+NAMES = {0.0: "plain"} | dict.fromkeys(STRENGTHS.values(), "merge")
 
 
 def planted(**changed):
     """The stored rows, those of some models with other shares of right answers after the fine-tune."""
     result = stored("trap_recover").model_copy(deep=True)
     for row in result.rows:
-        name = row["model"] if row["model"] != trap_recover.MERGE or row["strength"] else "plain"
+        name = NAMES.get(row["strength"], "large") if row["model"] == trap_recover.MERGE else row["model"]
         if name in changed:
             row.update(add_after=changed[name], reverse_after=changed[name])
     return result
@@ -61,8 +68,10 @@ def planted(**changed):
 @pytest.mark.parametrize(
     ("changed", "want"),
     [
-        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.9}, Verdict.REFUTED),
-        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.5}, Verdict.HOLDS),
+        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.9, "large": 0.9}, Verdict.REFUTED),
+        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.9, "large": 0.6}, Verdict.REFUTED),
+        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.9, "large": 0.5}, Verdict.HOLDS_IF),
+        ({"base": 0.1, "partner": 0.5, "plain": 0.9, "merge": 0.5, "large": 0.5}, Verdict.HOLDS),
         ({"base": 0.55, "partner": 0.5, "plain": 0.9, "merge": 0.9}, Verdict.UNDECIDED),  # null control: it is taught
         ({"base": 0.1, "partner": 0.5, "plain": 0.55, "merge": 0.5}, Verdict.UNDECIDED),  # power control
     ],
@@ -71,6 +80,7 @@ def test_verdicts_and_controls_of_planted_rows(monkeypatch, changed, want):
     monkeypatch.setattr(trap2_recover, "stored", lambda name: planted(**changed))
     evidence = run()
     assert evidence.verdict is want
+    assert (evidence.condition is not None) == (want is Verdict.HOLDS_IF)
     if want is Verdict.REFUTED:
         assert CLAIM.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
 

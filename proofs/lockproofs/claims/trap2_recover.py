@@ -1,5 +1,6 @@
 """TRAP-RECOVER: whether a short fine-tune gives back what protection takes from a merge, by `trap_recover`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -130,7 +131,8 @@ def counterexample(found: Recovery) -> Counterexample:
         return [round(value * both) for value in values]
 
     given = {
-        "kind": found.kind, "strength": found.strength, "problems": both, "base": round(found.base * both), "partner": round(found.partner * both),
+        "kind": found.kind, "strength": found.strength, "problems": both,
+        "base": round(found.base * both), "partner": round(found.partner * both),
         "unprotected": counts(found.plain), "protected": counts(found.protected),
     }  # fmt: skip
     return Counterexample(
@@ -142,26 +144,45 @@ def counterexample(found: Recovery) -> Counterexample:
     )
 
 
-def checks(found: Recovery, verdict: Verdict) -> list[Check]:
-    """What decides about one kind: that nothing is left, or how much is."""
-    seeds, above = len(found.plain), [p - found.floor for p in found.protected]
-    if verdict is Verdict.HOLDS:
-        return [
-            Check(
-                name=f"{found.kind}: worth of the protected expert", statistic="greatest right answers above the floor",
-                unit="of the problems", value=max(above), bound=NOTHING, sense="<=", cases=seeds,
-            )
-        ]  # fmt: skip
+def above(found: Recovery) -> list[float]:
+    """What each protected merge has over the floor."""
+    return [p - found.floor for p in found.protected]
+
+
+def nothing_left(found: Recovery) -> Check:
+    """That a kind is lost."""
+    return Check(
+        name=f"{found.kind}, λ = {found.strength:g}: lost", statistic="greatest right answers above the floor",
+        unit="of the problems", value=max(above(found)), bound=NOTHING, sense="<=", cases=len(found.plain),
+    )  # fmt: skip
+
+
+def how_much_is_left(found: Recovery) -> list[Check]:
+    """Whether a kind is restored."""
+    name, seeds = f"{found.kind}, λ = {found.strength:g}: ", len(found.plain)
     return [
         Check(
-            name=f"{found.kind}: share of the unprotected merge", statistic="least protected ÷ unprotected over seeds",
+            name=name + "share of the unprotected merge", statistic="least protected ÷ unprotected over seeds",
             unit="of right answers", value=min(found.shares), bound=KEPT, sense=">=", cases=seeds,
         ),
         Check(
-            name=f"{found.kind}: worth of the protected expert", statistic="least right answers above the floor",
-            unit="of the problems", value=min(above), bound=WORTH, sense=">=", cases=seeds,
+            name=name + "worth of the protected expert", statistic="least right answers above the floor",
+            unit="of the problems", value=min(above(found)), bound=WORTH, sense=">=", cases=seeds,
         ),
     ]  # fmt: skip
+
+
+def told(found: Recovery) -> str:
+    """One kind and λ, in words."""
+
+    def percent(*values: float) -> str:
+        return ", ".join(f"{value * 100:.0f}" for value in values)
+
+    return (
+        f"{found.kind}, λ = {found.strength:g}: the protected merge goes from {percent(*found.before)} to "
+        f"{percent(*found.protected)} (unprotected to {percent(*found.plain)}; without the expert the base gets to "
+        f"{percent(found.base)} and the partner to {percent(found.partner)})"
+    )
 
 
 def check_recover(ctx: Context) -> Evidence:
@@ -175,27 +196,23 @@ def check_recover(ctx: Context) -> Evidence:
     verdict = verdict_of(found, stronger)
     judged = [recovery for recovery in found if recovery.judged]
     restored = [recovery for recovery in found if recovery.restored]
-    seeds = len(found[0].plain)
     taught = max(recovery.base for recovery in found)
     margin = min(min(recovery.plain) - recovery.floor for recovery in restored or found)
-
-    def percent(values: tuple[float, ...]) -> str:
-        return ", ".join(f"{value * 100:.0f}" for value in values)
-
+    large = ", ".join(f"λ = {recovery.strength:g} ({recovery.kind})" for recovery in stronger)
+    decided = {
+        Verdict.HOLDS: [nothing_left(recovery) for recovery in found],
+        Verdict.HOLDS_IF: [nothing_left(r) for r in stronger] + [c for r in found for c in how_much_is_left(r)],
+    }
     return Evidence(
         verdict=verdict,
         grade=Grade.MEASURED,
+        condition=large if verdict is Verdict.HOLDS_IF else None,
         explanation=f"{SHORT_STEPS} steps of {2 * LINES} problems, {SHORT_STEPS / STEPS:.0%} of an expert's training, "
-        f"on merges at the attacker's best shared scale, {seeds} seeds; right answers, the mean of both skills, in "
-        "percent. "
-        + "; ".join(
-            f"{r.kind}, λ = {STRENGTHS[r.kind]:g}: the protected merge goes from {percent(r.before)} to "
-            f"{percent(r.protected)} (unprotected to {percent(r.plain)}; without the expert the base gets to "
-            f"{percent((r.base,))} and the partner to {percent((r.partner,))})"
-            for r in found
-        )
-        + f". {len(judged)} of {len(found)} kinds can be judged.",
-        checks=[check for r in restored or found for check in checks(r, verdict)],
+        f"on merges at the attacker's best shared scale, {len(found[0].plain)} seeds; right answers, the mean of both "
+        f"skills, in percent. {'; '.join(map(told, (*found, *stronger)))}. {len(judged)} of {len(found)} kinds can be "
+        f"judged. At {large} {sum(r.restored for r in stronger)} of {len(stronger)} are restored, and "
+        f"{sum(r.lost for r in stronger)} lost.",
+        checks=decided.get(verdict) or [check for r in restored or found for check in how_much_is_left(r)],
         controls=Controls(
             null=Control(
                 what="the fine-tune alone does not teach both skills: the base after it", passed=taught <= TAUGHT,
@@ -206,9 +223,10 @@ def check_recover(ctx: Context) -> Evidence:
                 passed=margin >= WORTH, value=margin, bound=WORTH, unit="right answers",
             ),
         ),
-        counterexample=counterexample(restored[0]) if restored else None,
+        counterexample=counterexample(restored[0]) if verdict is Verdict.REFUTED else None,
         assumptions=[
             RULE,
+            STRONGER_RULE,
             f"{PROBLEMS} held-out problems of each skill; the scale and one of the learning rates "
             f"{', '.join(f'{rate:g}' for rate in LEARNING_RATES)} are chosen by the mean loss on {CHOSEN_ON} others",
             "every tensor trains; longer fine-tunes only help the attacker, and teach more by themselves",
@@ -216,7 +234,7 @@ def check_recover(ctx: Context) -> Evidence:
         deviations=[SHORT],
         severity="high",
         fix="none by scale: a lock that binds the direction of an update, or accept that merges can be repaired"
-        if restored else None,
+        if verdict is Verdict.REFUTED else None,
     )  # fmt: skip
 
 
