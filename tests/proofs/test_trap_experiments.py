@@ -22,9 +22,7 @@ from lockproofs.trap_models import (
 )
 from lockref.locks.trap2 import sample_scale
 from lockref.locks.trap2_training import PUBLISHED, Protection, trap_loss
-from lockref.merging import SETTINGS, merge
-from lockref.models.checkpoint_io import load_checkpoint
-from lockref.models.zoo import zoo_path
+from lockref.merging import SETTINGS
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -76,19 +74,6 @@ def test_draws_below_1_alone_never_exceed_it():
     assert drawn.max() <= 0.95 and drawn.min() >= 0.05
     usual = trap_strength.LAWS["published"](0.02)
     assert sample_scale(np.random.default_rng(0), 100, usual.low, usual.high, usual.gap).max() > 1.05
-
-
-@pytest.mark.parametrize("operator", ["ties", "dare-ties", "tsv"])
-def test_a_scale_enters_a_merge_affinely(operator):
-    """Merges at 0 and 1 give those at every scale: to a few roundings of weights below 4, base and update."""
-    given = tuple(load_checkpoint(zoo_path(name), np.float32).tensors for name in ("add", "reverse"))
-    setting = SETTINGS[operator]
-    found = {made["scale"]: tensors for made, tensors in trap_merge.merged(setting, given, 3)}
-    for s in (0.3, 1.5):
-        tuned = setting.tuned(scale=s * setting.rule.scale)
-        want = merge(base().tensors, given, tuned, rng=np.random.default_rng(3)).tensors
-        assert max(np.abs(found[s][name] - w).max() for name, w in want.items()) <= 4 * 4 * EPS
-    assert any(np.abs(found[1.5][name] - found[0.3][name]).max() > 1e-3 for name in want)
 
 
 def test_what_is_the_same_in_another_space_is_the_setting():

@@ -1,10 +1,7 @@
 """Merges of an expert with a partner: every operator at the attacker's best scale, and the expert kept at s = 1."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 from lockproofs.experiments.store import Cell, Experiment
 from lockproofs.trap_models import (
@@ -12,7 +9,6 @@ from lockproofs.trap_models import (
     PARTNER,
     RATES,
     SKILL,
-    Tensors,
     at_scale,
     base,
     expert,
@@ -25,14 +21,15 @@ from lockproofs.trap_models import (
 )
 from lockproofs.trap_models import partner as partner_of
 from lockref.attacks.layer_scales import layer_scales
-from lockref.attacks.merging_grid import Members, best
+from lockref.attacks.merging_grid import Members
 from lockref.attacks.nominal_merge import nominal_merge
+from lockref.attacks.operator_merge import operator_merge
 from lockref.attacks.projected_merge import projected_merge
 from lockref.attacks.result import AttackResult
 from lockref.attacks.shared_scale import shared_scale
 from lockref.attacks.tensor_subset import tensor_subset
 from lockref.locks.trap2_training import LoRA
-from lockref.merging import SETTINGS, Adapter, Setting, Slerp, merge
+from lockref.merging import SETTINGS, Adapter
 from lockref.merging.settings import Space
 
 PROBLEMS = 200
@@ -79,27 +76,11 @@ def members(kind: str, strength: float, seed: int) -> tuple[Any, ...]:
     return tuple(Adapter(b, a, shape.alpha / shape.rank) for a, b in factors)
 
 
-def merged(setting: Setting, given: tuple[Any, ...], seed: int) -> Iterator[tuple[dict[str, float], Tensors]]:
-    """A setting's merge at every scale, which enters affinely: those at 0 and 1 give the others.
-
-    One merge where a rule has no scale, or combines parameters, which a scale would shrink.
-    """
-
-    def at(tuned: Setting) -> Tensors:
-        return merge(base().tensors, given, tuned, rng=np.random.default_rng(seed)).tensors
-
-    if setting.of == "parameters" or isinstance(setting.rule, Slerp):
-        yield {"scale": 1.0}, at(setting)
-        return
-    none, whole = at(setting.tuned(scale=0.0)), at(setting)
-    for s in SCALES:
-        yield {"scale": s}, {name: w + w.dtype.type(s) * (whole[name] - w) for name, w in none.items()}
-
-
 def attacked(operator: str, plans: tuple[Any, Any], given: tuple[Any, ...], seed: int) -> AttackResult:
     """What the attacker makes of a pair with an operator."""
     if setting := SETTINGS.get(operator) or ELSEWHERE.get(operator):
-        return best(operator, score, merged(setting, given, seed))
+        own = [s * getattr(setting.rule, "scale", 1.0) for s in SCALES]
+        return operator_merge(base().tensors, given, setting, score, own, seed)
     own, other = (at_scale(plan, 1.0) for plan in plans)
     whole = Members.of_models(base().tensors, own, [other])
     if operator == SUBSET:
