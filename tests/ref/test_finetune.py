@@ -14,9 +14,7 @@ from lockref.attacks.finetune import (
     Model,
     answer_loss,
     best_of_grid,
-    exact_match,
     finetune,
-    lines,
     paired,
     step_cost,
     trainable,
@@ -25,6 +23,7 @@ from lockref.autodiff import value_and_grad
 from lockref.locks.dlr import assembled, locked_block
 from lockref.locks.dlr_training import Recipe, State, adamw, momentum
 from lockref.models import dlrnet, qwen3, skills
+from lockref.models.answers import answers, exact_match
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.qwen3 import Qwen3Config, expected_tensors
 
@@ -70,12 +69,12 @@ def test_the_loss_is_that_of_answers_alone(rng: np.random.Generator) -> None:
         logits = qwen3.forward(model.tensors, tokens[:-1], CONFIG)[len(prompt) - 1 :]
         each -= sum(row[t] - np.log(np.sum(np.exp(row))) for row, t in zip(logits, tokens[len(prompt) :], strict=True))
         count += len(answer)
-    got = float(answer_loss(model, model.tensors, lines(problems)))
+    got = float(answer_loss(model, model.tensors, answers(problems)))
     assert abs(got - each / count) <= 1e3 * np.finfo(float).eps * got, f"answer_loss: got {got}, want {each / count}"
 
 
 def test_exact_match_counts_whole_answers(rng: np.random.Generator) -> None:
-    assert exact_match(original(rng), original(rng).tensors, held_out()) in [i / 6 for i in range(7)]
+    assert exact_match(original(rng).tensors, held_out(), CONFIG) in [i / 6 for i in range(7)]
 
 
 # --- what trains ---------------------------------------------------------------------------------------------------
@@ -130,8 +129,8 @@ def test_a_run_follows_the_held_out_loss(rng: np.random.Generator) -> None:
     model, problems = original(rng), held_out()
     run = finetune(model, "add", "all", Recipe(25, 1e-2, seed=3), problems, batch=4, every=10)
     assert run.found["steps"] == [0, 10, 20, 25]
-    assert run.found["held_out"][0] == float(answer_loss(model, model.tensors, lines(problems)))
-    assert run.found["held_out"][-1] == float(answer_loss(model, run.guesses[0], lines(problems)))
+    assert run.found["held_out"][0] == float(answer_loss(model, model.tensors, answers(problems)))
+    assert run.found["held_out"][-1] == float(answer_loss(model, run.guesses[0], answers(problems)))
     assert run.found["held_out"][-1] < run.found["held_out"][0]
     assert run.found["diverged_at"] is None
 
@@ -146,13 +145,13 @@ def test_a_run_cut_short_has_the_same_first_steps(rng: np.random.Generator) -> N
 
 def test_two_models_see_the_same_data(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    honest = module.lines
+    honest = answers
 
     def spy(problems: Any) -> Any:
         seen.append(list(problems))
         return honest(problems)
 
-    monkeypatch.setattr(module, "lines", spy)
+    monkeypatch.setattr(module, "answers", spy)
     for model in (original(rng), locked(rng)):
         finetune(model, "reverse", "attention", Recipe(3, 1e-3, seed=5), held_out(), batch=4)
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
@@ -253,5 +252,5 @@ def test_the_interval_is_student_s() -> None:
 def test_gradients_flow_through_the_whole_locked_model(rng: np.random.Generator) -> None:
     model = locked(rng)
     start, merged = trainable(model, "mlp", rng)
-    _, grads = value_and_grad(lambda p: answer_loss(model, merged(p), lines(held_out())))(start)
+    _, grads = value_and_grad(lambda p: answer_loss(model, merged(p), answers(held_out())))(start)
     assert all(np.any(g) for g in grads.values())

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockref.attacks import lanczos as module
-from lockref.attacks.finetune import Model, answer_loss, lines
+from lockref.attacks.finetune import Model, answer_loss
 from lockref.attacks.lanczos import lanczos
 from lockref.attacks.landscape import curvature, gradient_flow, model_curvature
 from lockref.autodiff import grad, ops
 from lockref.models import qwen3, skills
+from lockref.models.answers import answers
 from lockref.models.qwen3 import Qwen3Config, expected_tensors
 
 EPS = np.finfo(float).eps
@@ -129,7 +130,7 @@ def tiny(rng: np.random.Generator) -> Model:
 def test_curvature_of_a_model_is_that_of_its_dense_hessian() -> None:
     rng = np.random.default_rng(1)
     model = tiny(rng)
-    some = lines(skills.skill_problems("add", rng, 3, held_out=False))
+    some = answers(skills.skill_problems("add", rng, 3, held_out=False))
     name = "model.layers.1.mlp.gate_proj.weight"
 
     def f(params: Any) -> Any:
@@ -152,15 +153,15 @@ def test_curvature_of_a_model_is_that_of_its_dense_hessian() -> None:
 def test_gradient_flow_is_the_gradient_of_what_it_says() -> None:
     rng = np.random.default_rng(2)
     model = tiny(rng)
-    some = lines(skills.skill_problems("reverse", rng, 3, held_out=False))
+    some = answers(skills.skill_problems("reverse", rng, 3, held_out=False))
     flow = gradient_flow(model, some)
     tokens = some.tokens[:, :-1]
 
     def above(x: Any) -> Any:
         """The loss as a function of the stream that enters the last layer."""
         x = qwen3.block(qwen3.layer_weights(model.tensors, 1), x, model.config)
-        logits = qwen3.head(model.tensors, x, model.config)[some.rows, some.columns]
-        return ops.cross_entropy(logits, targets=some.tokens[some.rows, some.columns + 1])
+        logits = qwen3.head(model.tensors, x, model.config)[some.at]
+        return ops.cross_entropy(logits, targets=some.targets)
 
     entering = qwen3.block(
         qwen3.layer_weights(model.tensors, 0), qwen3.embed(model.tensors, tokens, model.config), model.config
@@ -177,7 +178,7 @@ def test_gradient_flow_is_the_gradient_of_what_it_says() -> None:
 def test_a_model_out_of_scale_looks_sharp_and_is_not() -> None:
     rng = np.random.default_rng(4)
     model = tiny(rng)
-    some = lines(skills.skill_problems("add", rng, 3, held_out=False))
+    some = answers(skills.skill_problems("add", rng, 3, held_out=False))
     scales = {"up_proj": 1 / 16, "down_proj": 16.0}
     moved = {n: w * next((s for part, s in scales.items() if part in n), 1.0) for n, w in model.tensors.items()}
     other = Model(moved, model.config)

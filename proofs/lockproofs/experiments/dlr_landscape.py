@@ -6,10 +6,10 @@ import numpy as np
 
 from lockproofs.experiments.dlr_finetune import SKILL, digest, model
 from lockproofs.experiments.store import Cell, Experiment
-from lockref.attacks.finetune import lines
 from lockref.attacks.landscape import METRICS, gradient_flow, model_curvature
 from lockref.autodiff import keep_pages
 from lockref.models import skills
+from lockref.models.answers import answers
 
 SEED: Final = 0
 MODELS: Final = ("original", "planted", "dlr-16")
@@ -19,7 +19,7 @@ PROBLEMS, STEPS, SHOWN = 16, 16, 8
 
 def given(seed: int) -> Any:
     """The held-out problems that one loss is made of."""
-    return lines(skills.skill_problems(SKILL, np.random.default_rng([SEED, 2, seed]), PROBLEMS, held_out=True))
+    return answers(skills.skill_problems(SKILL, np.random.default_rng([SEED, 2, seed]), PROBLEMS, held_out=True))
 
 
 def measure(cell: Cell, steps: int = STEPS) -> dict[str, Any]:

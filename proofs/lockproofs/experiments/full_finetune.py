@@ -14,10 +14,11 @@ import numpy as np
 from lockproofs.experiments import full_pipeline
 from lockproofs.experiments.dlr_finetune import PLANTED
 from lockproofs.experiments.store import Cell, Experiment
-from lockref.attacks.finetune import Model, exact_match, finetune, step_cost
+from lockref.attacks.finetune import Model, finetune, step_cost
 from lockref.autodiff import keep_pages
 from lockref.locks.dlr_training import Recipe
 from lockref.models import skills
+from lockref.models.answers import exact_match
 
 SEED: Final = 0
 SKILL: Final = "reverse"
@@ -104,7 +105,7 @@ def measure(cell: Cell, stop_after: int | None = None) -> dict[str, Any]:
     return {
         "held_out": [round(loss, 6) if math.isfinite(loss) else None for loss in result.found["held_out"]],
         "exact_match": result.found["exact_match"],
-        "add": exact_match(given, result.guesses[0], problems("add")),
+        "add": exact_match(result.guesses[0], problems("add"), given.config, given.block),
         "diverged_at": result.found["diverged_at"],
         **_fixed(cell["model"]),
     }

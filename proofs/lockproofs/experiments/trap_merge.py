@@ -79,8 +79,8 @@ def members(kind: str, strength: float, seed: int) -> tuple[Any, ...]:
 def attacked(operator: str, plans: tuple[Any, Any], given: tuple[Any, ...], seed: int) -> AttackResult:
     """What the attacker makes of a pair with an operator."""
     if setting := SETTINGS.get(operator) or ELSEWHERE.get(operator):
-        own = [s * getattr(setting.rule, "scale", 1.0) for s in SCALES]
-        return operator_merge(base().tensors, given, setting, score, own, seed)
+        scales = [s * getattr(setting.rule, "scale", 1.0) for s in SCALES]
+        return operator_merge(base().tensors, given, setting, score, scales, seed)
     own, other = (at_scale(plan, 1.0) for plan in plans)
     whole = Members.of_models(base().tensors, own, [other])
     if operator == SUBSET:

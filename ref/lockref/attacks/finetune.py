@@ -26,6 +26,7 @@ from lockref.autodiff.count import Counter, wrap
 from lockref.autodiff.tape import Tape
 from lockref.locks.dlr_training import Arrays, Recipe, State, adamw, momentum, train
 from lockref.models import qwen3, skills
+from lockref.models.answers import Answers, answers, exact_match
 from lockref.models.qwen3_config import Qwen3Config
 from lockref.models.skills import Problem
 
@@ -44,38 +45,13 @@ class Model:
     block: qwen3.Block = qwen3.block
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Problems as tokens (problems, width), and where the model predicts a byte of an answer."""
+def answer_loss(model: Model, tensors: Mapping[str, Any], given: Answers) -> Any:
+    """Mean −ln p(byte of an answer), in nats: prompts are random and teach nothing.
 
-    tokens: NDArray[np.intp]
-    rows: NDArray[np.intp]
-    columns: NDArray[np.intp]
-
-
-def lines(problems: Sequence[Problem]) -> Lines:
-    """One problem in a row, prompt and answer, padded on the right where a causal model does not look."""
-    width = max(len(prompt) + len(answer) for prompt, answer in problems)
-    text = b"".join((prompt + answer).ljust(width, b"\n") for prompt, answer in problems)
-    at = [(i, len(p) - 1 + k) for i, (p, answer) in enumerate(problems) for k in range(len(answer))]
-    rows, columns = np.array(at).T
-    return Lines(np.frombuffer(text, np.uint8).reshape(len(problems), width).astype(np.intp), rows, columns)
-
-
-def answer_loss(model: Model, tensors: Mapping[str, Any], given: Lines) -> Any:
-    """Mean −ln p(byte of an answer), in nats: prompts are random and teach nothing."""
+    The head acts at every position, as in a common trainer, so that a step costs the attacker what it costs there.
+    """
     logits = qwen3.forward(tensors, given.tokens[:, :-1], model.config, model.block)
-    return ops.cross_entropy(logits[given.rows, given.columns], targets=given.tokens[given.rows, given.columns + 1])
-
-
-def exact_match(model: Model, tensors: Mapping[str, Any], problems: Sequence[Problem]) -> float:
-    """The share of problems whose whole answer is the greedy continuation."""
-
-    def next_bytes(tokens: skills.Bytes) -> skills.Integers:
-        found: skills.Integers = np.argmax(qwen3.forward(tensors, tokens, model.config, model.block), axis=-1)
-        return found
-
-    return skills.exact_match(next_bytes, problems)
+    return ops.cross_entropy(logits[given.at], targets=given.targets)
 
 
 def trainable(
@@ -139,7 +115,7 @@ def finetune(
     start, merged = trainable(model, trained, np.random.default_rng([recipe.seed, recipe.steps]))
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     steps = sorted({*range(0, last, every), last})
-    test = lines(held_out)
+    test = answers(held_out)
     losses: list[float] = []
     weights = start
 
@@ -151,7 +127,7 @@ def finetune(
 
     def loss(params: Mapping[str, Any], rng: np.random.Generator) -> Any:
         drawn = skills.skill_problems(skill, rng, batch, held_out=False)
-        return answer_loss(model, merged(params), lines(drawn))
+        return answer_loss(model, merged(params), answers(drawn))
 
     diverged_at = None
     with np.errstate(over="ignore", invalid="ignore"):
@@ -161,7 +137,7 @@ def finetune(
         except FloatingPointError:
             diverged_at = steps[len(losses) - 1]
         found = merged(weights)
-        exact = exact_match(model, found, held_out)
+        exact = exact_match(found, held_out, model.config, model.block)
     losses += [math.inf] * (len(steps) - len(losses))
     return AttackResult(
         "finetune", ("released weights", f"problems of {skill}"), (found,),
@@ -176,7 +152,7 @@ def _finite_or_infinite(loss: Any) -> float:
 def step_cost(model: Model, skill: str, trained: str, batch: int = 16, seed: int = 0) -> dict[str, int]:
     """What one step costs by default reverse mode: "tokens", counted "operations", and "bytes" stored for the sweep."""
     rng = np.random.default_rng(seed)
-    given = lines(skills.skill_problems(skill, rng, batch, held_out=False))
+    given = answers(skills.skill_problems(skill, rng, batch, held_out=False))
     counter = Counter()
     counted = replace(model, tensors={name: wrap(w, counter) for name, w in model.tensors.items()})
     start, merged = trainable(counted, trained, rng)

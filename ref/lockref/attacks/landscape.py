@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lockref.attacks.finetune import ATTENTION, MLP, Lines, Model, answer_loss
+from lockref.attacks.finetune import ATTENTION, MLP, Model, answer_loss
 from lockref.attacks.lanczos import Spectrum, Vector, lanczos
 from lockref.autodiff import grad, hvp, ops
 from lockref.models import qwen3
+from lockref.models.answers import Answers
 
 METRICS: Final = ("plain", "relative")
 
@@ -62,7 +63,7 @@ class Flow:
         return self.stream[0] / self.stream[-1]
 
 
-def gradient_flow(model: Model, given: Lines) -> Flow:
+def gradient_flow(model: Model, given: Answers) -> Flow:
     """The gradient of the answer loss on its way back: additions of zero to the stream read it off."""
     shape = (len(given.tokens), given.tokens.shape[1] - 1, model.config.hidden_size)
     layers = model.config.num_hidden_layers
@@ -73,7 +74,7 @@ def gradient_flow(model: Model, given: Lines) -> Flow:
         for i in range(layers):
             x = ops.add(model.block(qwen3.layer_weights(tensors, i), x, model.config), probes[str(i + 1)])
         logits = qwen3.head(tensors, x, model.config)
-        return ops.cross_entropy(logits[given.rows, given.columns], targets=given.tokens[given.rows, given.columns + 1])
+        return ops.cross_entropy(logits[given.at], targets=given.targets)
 
     weights, stream = grad(loss, (0, 1))(dict(model.tensors), zeros)
     return Flow(tuple(float(np.linalg.norm(g)) for g in stream.values()), _rms(weights, ATTENTION), _rms(weights, MLP))
@@ -84,6 +85,6 @@ def _rms(gradients: Mapping[str, Any], part: str) -> float:
     return float(np.sqrt(sum(np.sum(g * g) for g in chosen) / sum(g.size for g in chosen)))
 
 
-def model_curvature(model: Model, given: Lines, metric: str, steps: int, rng: np.random.Generator) -> Spectrum:
+def model_curvature(model: Model, given: Answers, metric: str, steps: int, rng: np.random.Generator) -> Spectrum:
     """`curvature` of the answer loss with respect to all tensors of a model."""
     return curvature(lambda tensors: answer_loss(model, tensors, given), model.tensors, metric, steps, rng)

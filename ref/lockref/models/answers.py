@@ -52,6 +52,8 @@ def answer_loss(params: Weights, given: Answers, config: Qwen3Config) -> Any:
     return ops.cross_entropy(qwen3.head(params, x[given.at], config), targets=given.targets)
 
 
-def exact_match(params: Weights, problems: Sequence[skills.Problem], config: Qwen3Config) -> float:
-    """The share of problems whose whole answer is the greedy continuation of the prompt."""
-    return skills.exact_match(lambda tokens: np.argmax(qwen3.forward(params, tokens, config), axis=-1), problems)
+def exact_match(
+    params: Weights, problems: Sequence[skills.Problem], config: Qwen3Config, block: qwen3.Block = qwen3.block
+) -> float:
+    """The share of problems whose whole answer is the greedy continuation of the prompt; `block` computes a layer."""
+    return skills.exact_match(lambda tokens: np.argmax(qwen3.forward(params, tokens, config, block), axis=-1), problems)
