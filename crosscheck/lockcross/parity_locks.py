@@ -4,7 +4,7 @@ Everything takes and returns NumPy arrays, as in `parity`. Nothing is shared wit
 networks, the recipe, and the law by which rows are drawn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,22 @@ def healed(
         batch = given[rng.integers(0, len(tokens), min(rows, len(tokens)))]
         want, got = (torch.log_softmax(qwen3.logits(m, batch), -1) for m in (teacher, model))
         return (want.exp() * (want - got)).sum(-1).mean()
+
+    with float64.uncast():
+        return _descended(loss, [p for p in model.parameters() if p.requires_grad], recipe)
+
+
+def tuned(
+    config: Qwen3Config, locked: Tensors, net: DLRConfig, trains: Set[str] | None, tokens: NDArray[Any], recipe: Recipe,
+    rows: int,
+) -> list[float]:  # fmt: skip
+    """Losses of a fine-tune of the locked official model step by step, float64; None trains all of it."""
+    model = qwen3.build(config, locked, net, dtype=torch.float64)
+    storage.trainable(model, trains)
+    given = torch.from_numpy(tokens)
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        return qwen3.loss(model, given[rng.integers(0, len(tokens), min(rows, len(tokens)))])
 
     with float64.uncast():
         return _descended(loss, [p for p in model.parameters() if p.requires_grad], recipe)

@@ -16,7 +16,8 @@ from lockref.attacks.result import relative_error
 from lockref.autodiff import value_and_grad, vjp
 from lockref.locks import attention
 from lockref.locks.distillation import captured, distill_model, distill_module, dlr_student, swiglu_student
-from lockref.locks.dlr_training import Recipe
+from lockref.locks.dlr import locked_block
+from lockref.locks.dlr_training import Recipe, train
 from lockref.locks.trap2 import WEIGHTINGS, objective
 from lockref.locks.trap2_training import PUBLISHED, LoRA
 from lockref.merging import merge
@@ -32,6 +33,7 @@ STEPS, ROWS, BATCH = 20, 24, 5  # of distillation; in a step of phase 1, and of 
 TOKENS = 7  # of an attacked network
 DROPS, DENSITY = 11, 0.1  # seed of what DARE drops, and the share that it keeps
 RANK, ALPHA = 3, 6  # of LoRA
+TUNED = {"all": None, "attention": {"self_attn"}}  # what an attacker trains of a locked model
 STRENGTH = 0.005  # λ of Trap², as published for full updates
 
 
@@ -179,6 +181,29 @@ def healed(config: Any, tensors: Any, locked: Any, net: DLRConfig, tokens: Any, 
         lambda batch: qwen3.forward(tensors, batch, config), {**tensors, **host}, nets, tokens, config,
         dlr_student(net), recipe, rows=BATCH, follow=lambda _, value: losses.append(value),
     )  # fmt: skip
+    return losses
+
+
+def tuning(cell: dict[str, Any]) -> dict[str, Any]:
+    """The fine-tuning attack on the tiny model with networks, loss by loss."""
+    from lockcross import parity_locks as peer
+
+    config, _, locked, net, tokens = healing("rms_gain")
+    recipe = Recipe(STEPS, 5e-3, seed=2)
+    got = peer.tuned(config, locked, net, TUNED[cell["trains"]], tokens, recipe, BATCH)
+    return _compared(got, lambda locked: tuned(config, locked, net, TUNED[cell["trains"]], tokens, recipe), locked)
+
+
+def tuned(config: Any, locked: Any, net: DLRConfig, trains: Any, tokens: Any, recipe: Recipe) -> list[float]:
+    """Losses of a fine-tune from these weights, step by step."""
+    losses: list[float] = []
+    moving = {n: w for n, w in locked.items() if trains is None or any(part in n for part in trains)}
+
+    def loss(params: Any, rng: np.random.Generator) -> Any:
+        batch = tokens[rng.integers(0, len(tokens), min(BATCH, len(tokens)))]
+        return qwen3.loss({**locked, **params}, batch, config, locked_block(net))
+
+    train(loss, moving, recipe, follow=lambda _, value: losses.append(value))
     return losses
 
 

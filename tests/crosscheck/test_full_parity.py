@@ -40,6 +40,7 @@ AGAIN = [
     {"layer": "merges", "operator": "dare-ties-mergekit"},
     {"layer": "distillation", "phase": 1, "norm": "rms_gain"},
     {"layer": "distillation", "phase": 2, "norm": "rms_gain"},
+    {"layer": "fine-tuning", "trains": "attention"},
     {"layer": "trap2 of LoRA", "weighting": "1/s", "s": 1.7},
     {"layer": "trap2", "weighting": "1/sqrt(s)", "s": 0.5},
 ]

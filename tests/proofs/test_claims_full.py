@@ -56,6 +56,7 @@ FAULTS = [
     ("merges", {"operator": "dare"}, {"merged": 1e-11}),
     ("distillation", {"phase": 1, "norm": "rms"}, {"losses": 1e-12}),
     ("distillation", {"phase": 2, "norm": "rms"}, {"losses": 1e-12}),
+    ("fine-tuning", {"trains": "all"}, {"losses": 1e-10}),
     ("trap2", {"s": 0.5}, {"objective": 1e-11}),
     ("trap2", {"s": 0.5}, {"gradients": 1e-10}),
     ("trap2", {"s": 1.7}, {"torch_objective": 4.85}),

@@ -86,9 +86,12 @@ def byte_checks(found: Result) -> list[Check]:
     ]  # fmt: skip
 
 
+DRIFT = "the unit: 8 times the drift of NumPy's own losses when the first weights move by their last bits"
+
+
 def lock_checks(found: Result) -> list[Check]:
-    """Keys, merges, distillation and Trap²."""
-    keys, distilled = (found.where(layer=layer) for layer in ("keys", "distillation"))
+    """Keys, merges, distillation, fine-tuning and Trap²."""
+    keys, distilled, tuned = (found.where(layer=layer) for layer in ("keys", "distillation", "fine-tuning"))
     trap2 = [row for layer in TRAP2 for row in found.where(layer=layer)]
     davis_kahan = "the unit: 4 c u ‖S‖ / gap at the cut (Davis & Kahan), of both eigendecompositions"
     return [
@@ -102,8 +105,9 @@ def lock_checks(found: Result) -> list[Check]:
         _most("merge results", "largest |torch − NumPy| in a tensor, over the largest change of the base there",
               (r["merged"] for r in found.where(layer="merges")), TARGET, "relative", FIXED),
         _most(f"distillation, {parity_locks.STEPS} steps", "either phase, any step: largest |loss_torch − loss_NumPy|",
-              (r["losses"] / r["allowed_losses"] for r in distilled), 1.0, "tolerances",
-              "the unit: 8 times the drift of NumPy's own losses when the first weights move by their last bits"),
+              (r["losses"] / r["allowed_losses"] for r in distilled), 1.0, "tolerances", DRIFT),
+        _most(f"fine-tuning, {parity_locks.STEPS} steps", "of a locked model, all or attention, any step: largest |gap|",
+              (r["losses"] / r["allowed_losses"] for r in tuned), 1.0, "tolerances", DRIFT),
         _most("Trap² objective", "full updates, and LoRA by peft: |torch − NumPy| / |J|",
               (r["objective"] for r in trap2), TARGET, "relative", FIXED),
         _most("Trap² gradient", "largest over tensors of max |torch − NumPy|", (r["gradients"] for r in trap2),
@@ -175,9 +179,9 @@ def check_parity(ctx: Context) -> Evidence:
     PyTorch runs the official Qwen3 classes with the locks as modules of their own. The table compares logits, losses
     and the gradients of every parameter, in float64 with the official casts to float32 taken out and with a twin that
     shares no code, and in float32 and bfloat16 as published; the bytes of saved tensors, counted storage by storage,
-    with the ledger of the same operations; projections, keys, merges, both phases of distillation step by step and
-    Trap²'s objective with second implementations. An audit has no torch: it recomputes NumPy's answers and holds them
-    against torch's.
+    with the ledger of the same operations; projections, keys, merges, both phases of distillation and fine-tuning step
+    by step, and Trap²'s objective with second implementations. An audit has no torch: it recomputes NumPy's answers
+    and holds them against torch's.
     """
     found = result()
     (where,) = found.where(layer="environment")

@@ -73,12 +73,13 @@ def cells(device: str = "cpu", precisions: tuple[str, ...] = PRECISIONS) -> list
     found += [{"layer": "keys", "family": family, "draw": draw} for family in attention.FAMILIES for draw in range(5)]
     found += [{"layer": "merges", "operator": name} for name in OPERATORS]
     found += [{"layer": "distillation", "phase": phase, "norm": norm} for phase in (1, 2) for norm in dlrnet.NORMS]
-    return found + [
+    found += [
         {"layer": layer, "weighting": w, "s": s}
         for layer in ("trap2", "trap2 of LoRA")
         for w in WEIGHTINGS
         for s in (0.05, 0.5, 1.7)
     ]
+    return found + [{"layer": "fine-tuning", "trains": trains} for trains in parity_locks.TUNED]
 
 
 def measure(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
@@ -89,7 +90,7 @@ def measure(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     return {
         "published bytes": _published_bytes, "attackers": parity_locks.attackers, "keys": parity_locks.keys,
         "merges": parity_locks.merges, "distillation": parity_locks.distillation, "trap2": parity_locks.trap2,
-        "trap2 of LoRA": parity_locks.trap2_lora,
+        "trap2 of LoRA": parity_locks.trap2_lora, "fine-tuning": parity_locks.tuning,
     }[kind](cell)  # fmt: skip
 
 
