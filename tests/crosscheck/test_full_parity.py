@@ -14,7 +14,7 @@ from lockproofs.experiments import full_size
 from lockproofs.experiments.store import stored
 from lockproofs.hub_sizes import HUB
 from lockproofs.parity_cases import ORDER, TINY, case
-from lockproofs.parity_locks import BATCH, GRADIENTS, ROWS, TARGET, distilled, dropped, healed, healing
+from lockproofs.parity_locks import BATCH, GRADIENTS, ROWS, TARGET, distilled, dropped, healed, healing, tuned
 from lockref.locks import trap2_training
 from lockref.locks.dlr_training import Recipe
 from lockref.merging import merge
@@ -152,6 +152,20 @@ def test_a_wrong_phase_2_is_seen():
     assert off(tensors, recipe) < 1e-13
     gains = {n: w * 1.001 if n == "model.norm.weight" else w for n, w in tensors.items()}
     for wrong in ((gains, recipe), (tensors, replace(recipe, weight_decay=0.0)), (tensors, replace(recipe, seed=2))):
+        assert off(*wrong) > 1e-8
+
+
+def test_a_wrong_fine_tune_is_seen():
+    config, _, locked, net, tokens = healing("rms_gain")
+    recipe = Recipe(5, 5e-3, seed=2)
+    want = tuned(config, locked, net, {"self_attn"}, tokens, recipe)
+
+    def off(trains, recipe):
+        got = parity_locks.tuned(config, locked, net, trains, tokens, recipe, BATCH)
+        return np.max(np.abs(np.subtract(got, want)))
+
+    assert off({"self_attn"}, recipe) < 1e-13
+    for wrong in ((None, recipe), ({"mlp"}, recipe), ({"self_attn"}, replace(recipe, seed=1))):
         assert off(*wrong) > 1e-8
 
 

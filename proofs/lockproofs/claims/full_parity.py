@@ -106,7 +106,7 @@ def lock_checks(found: Result) -> list[Check]:
               (r["merged"] for r in found.where(layer="merges")), TARGET, "relative", FIXED),
         _most(f"distillation, {parity_locks.STEPS} steps", "either phase, any step: largest |loss_torch − loss_NumPy|",
               (r["losses"] / r["allowed_losses"] for r in distilled), 1.0, "tolerances", DRIFT),
-        _most(f"fine-tuning, {parity_locks.STEPS} steps", "of a locked model, all or attention, any step: largest |gap|",
+        _most(f"fine-tuning, {parity_locks.STEPS} steps", "locked model, all or attention, any step: largest |gap|",
               (r["losses"] / r["allowed_losses"] for r in tuned), 1.0, "tolerances", DRIFT),
         _most("Trap² objective", "full updates, and LoRA by peft: |torch − NumPy| / |J|",
               (r["objective"] for r in trap2), TARGET, "relative", FIXED),
