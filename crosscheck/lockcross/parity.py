@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,6 +21,25 @@ from lockref.models.qwen3_config import Qwen3Config
 
 Tensors = Mapping[str, NDArray[Any]]
 Answer = dict[str, Any]  # arrays and numbers by name
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a row was measured on."""
+    on = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return {"device": device, "device_name": on, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def available(device: str) -> bool:
+    """Whether PyTorch finds such a device here."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def forward(config: Qwen3Config, tensors: Tensors, tokens: NDArray[Any]) -> NDArray[Any]:
+    """Logits of the stock official model, float32, without a graph."""
+    model = qwen3.build(config, tensors)
+    with torch.no_grad():
+        found = qwen3.logits(model, torch.from_numpy(tokens))
+    return np.asarray(found.numpy())
 
 
 def official(

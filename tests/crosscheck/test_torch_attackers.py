@@ -119,8 +119,8 @@ def test_an_inversion_that_forgets_the_norm_is_seen(monkeypatch):
     net, _, x, g = example(DLRConfig(5, 2, 4, "rms"))
     _, want = gradients(net, x, g)
     monkeypatch.setattr(attackers, "_normed", lambda block, x, gain=None: x.view_as(x))
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(gradients(net, x, g, run=inverted)[1][-1], want[-1], rtol=1e-3)
+    got = gradients(net, x, g, run=inverted)[1]
+    assert np.max(np.abs(got[-1] - want[-1])) > 1e-3 * np.max(np.abs(want[-1]))
 
 
 @pytest.mark.parametrize("segments", [0, 5])

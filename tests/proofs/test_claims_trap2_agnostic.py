@@ -7,32 +7,28 @@ import numpy as np
 import pytest
 
 from lockproofs import trap_digits, trap_models, trap_runs
-from lockproofs.claim import Context, MissingInput, Verdict, settle
+from lockproofs.claim import MissingInput, Verdict
 from lockproofs.claims import trap2_agnostic, trap2_cases
 from lockproofs.claims.trap2_agnostic import CLAIMS, QUESTIONS
 from lockproofs.digits import PARTS, images
 from lockproofs.experiments import trap_digits as experiment
 from lockproofs.experiments.store import stored
 from lockproofs.experiments.trap_merge import operators
-from lockproofs.subject import Subject
 from lockproofs.trap_digits import PARTNER, SEEDS, SKILL, STRENGTHS, Plan
 from lockref.locks.trap2_training import PUBLISHED
+
+from .recorded import assert_recorded, settled
 
 (CLAIM,) = CLAIMS
 PAGE = Path(__file__).parents[2] / "docs" / "trap2.md"
 
 
 def run():
-    return settle(CLAIM.kind, CLAIM.check(Context(Subject({}, True), 0, 1)))
+    return settled(CLAIM)
 
 
 def test_it_is_what_is_recorded_and_its_counterexample_reruns():
-    evidence = run()
-    assert evidence.verdict is CLAIM.recorded, evidence.explanation
-    found = evidence.counterexample
-    assert (found is not None) == (evidence.verdict is Verdict.REFUTED)
-    if found is not None:
-        assert CLAIM.rerun(json.loads(json.dumps(found.given))) == found.got
+    assert_recorded(CLAIM)
 
 
 def test_by_the_first_rule_no_case_says_no_to_merge():

@@ -1,34 +1,25 @@
 """TRAP-MERGE, TRAP-NOMINAL and TRAP-UTILITY read stored rows: each part of a rule must be able to cost the verdict."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from lockproofs.claim import Context, Verdict, settle
+from lockproofs.claim import Verdict
 from lockproofs.claims import trap2_merge, trap2_utility
 from lockproofs.claims.trap2_merge import Merge, chosen
 from lockproofs.claims.trap2_utility import Drop
 from lockproofs.experiments.store import stored
 from lockproofs.experiments.trap_merge import ALONE, HALF
-from lockproofs.subject import Subject
 from lockproofs.trap_models import STRENGTHS
+
+from .recorded import assert_recorded, assert_reruns, settled
 
 CLAIMS = {c.id: c for m in (trap2_merge, trap2_utility) for c in m.CLAIMS}
 
 
-def run(claim):
-    return settle(claim.kind, claim.check(Context(Subject({}, True), 0, 1)))
-
-
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 def test_it_is_what_is_recorded_and_its_counterexample_reruns(claim):
-    evidence = run(claim)
-    assert evidence.verdict is claim.recorded, evidence.explanation
-    found = evidence.counterexample
-    assert (found is not None) == (evidence.verdict is Verdict.REFUTED)
-    if found is not None:
-        assert claim.rerun(json.loads(json.dumps(found.given))) == found.got
+    assert_recorded(claim)
 
 
 def merge(kind="full", operator="ties", plain=(0.5, 0.6), protected=(0.1, 0.2), partners=(0.3, 0.3), scores=(1.0, 1.0)):
@@ -149,38 +140,38 @@ def unlocked(*kinds):
 def test_a_lock_without_effect_is_refuted_for_the_kind_that_lacks_it(monkeypatch, kind):
     claim = CLAIMS["TRAP-MERGE"]
     put(monkeypatch, unlocked(kind))
-    evidence = run(claim)
+    evidence = settled(claim)
     assert evidence.verdict is Verdict.REFUTED
     assert evidence.counterexample.given["kind"] == kind
-    assert claim.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
+    assert_reruns(claim, evidence)
 
 
 def test_a_lock_that_leaves_nothing_of_any_merge_holds(monkeypatch):
     put(monkeypatch, unlocked())
-    assert run(CLAIMS["TRAP-MERGE"]).verdict is Verdict.HOLDS
+    assert settled(CLAIMS["TRAP-MERGE"]).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("claim", ["TRAP-MERGE", "TRAP-NOMINAL"])
 def test_controls_of_merges_can_fail(monkeypatch, claim):
     grown = changed("trap_merge", "add", 1.0, operator=HALF)
     put(monkeypatch, grown)
-    assert not run(CLAIMS[claim]).controls.null.passed
+    assert not settled(CLAIMS[claim]).controls.null.passed
     idle = stored("trap_merge").model_copy(deep=True)
     for row in idle.where(strength=0.0):
         row["add"] = 0.0
     put(monkeypatch, idle)
-    assert not run(CLAIMS[claim]).controls.power.passed
+    assert not settled(CLAIMS[claim]).controls.power.passed
 
 
 @pytest.mark.parametrize("kind", STRENGTHS)
 def test_a_protected_expert_that_knows_nothing_costs_utility(monkeypatch, kind):
     worse = changed("trap_train", "add", 0.5, kind=kind, skill="add", strength=STRENGTHS[kind])
     monkeypatch.setattr(trap2_utility, "stored", lambda name: worse if name == "trap_train" else stored(name))
-    evidence = run(CLAIMS["TRAP-UTILITY"])
+    evidence = settled(CLAIMS["TRAP-UTILITY"])
     assert evidence.verdict is Verdict.REFUTED and evidence.counterexample.given["kind"] == kind
 
 
 def test_experts_that_learned_nothing_show_nothing(monkeypatch):
     worse = changed("trap_train", "add", 0.5, skill="add")
     monkeypatch.setattr(trap2_utility, "stored", lambda name: worse if name == "trap_train" else stored(name))
-    assert run(CLAIMS["TRAP-UTILITY"]).verdict is Verdict.UNDECIDED
+    assert settled(CLAIMS["TRAP-UTILITY"]).verdict is Verdict.UNDECIDED

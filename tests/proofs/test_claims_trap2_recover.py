@@ -1,18 +1,18 @@
 """TRAP-RECOVER reads stored rows: each part of its rule must be able to cost the verdict."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lockproofs.claim import Context, Verdict, settle
+from lockproofs.claim import Verdict
 from lockproofs.claims import trap2_recover
 from lockproofs.claims.trap2_recover import CLAIMS, Recovery, verdict_of
 from lockproofs.experiments import trap_recover
 from lockproofs.experiments.store import stored
-from lockproofs.subject import Subject
 from lockproofs.trap_models import RATES, STRENGTHS, batch_loss
+
+from .recorded import assert_recorded, assert_reruns, settled
 
 (CLAIM,) = CLAIMS
 WORTHLESS = Recovery("full", 0.02, 0.2, 0.6, plain=(0.9, 0.8), protected=(0.55, 0.61))
@@ -21,16 +21,11 @@ NEITHER = replace(WORTHLESS, protected=(0.65, 0.65))
 
 
 def run():
-    return settle(CLAIM.kind, CLAIM.check(Context(Subject({}, True), 0, 1)))
+    return settled(CLAIM)
 
 
 def test_it_is_what_is_recorded_and_its_counterexample_reruns():
-    evidence = run()
-    assert evidence.verdict is CLAIM.recorded, evidence.explanation
-    found = evidence.counterexample
-    assert (found is not None) == (evidence.verdict is Verdict.REFUTED)
-    if found is not None:
-        assert CLAIM.rerun(json.loads(json.dumps(found.given))) == found.got
+    assert_recorded(CLAIM)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,7 @@ def test_verdicts_and_controls_of_planted_rows(monkeypatch, changed, want):
     assert evidence.verdict is want
     assert (evidence.condition is not None) == (want is Verdict.HOLDS_IF)
     if want is Verdict.REFUTED:
-        assert CLAIM.rerun(json.loads(json.dumps(evidence.counterexample.given))) == evidence.counterexample.got
+        assert_reruns(CLAIM, evidence)
 
 
 def test_every_cell_is_stored_in_its_order():

@@ -64,10 +64,10 @@ def check_barrier(ctx: Context) -> Evidence:
     """Loss along the straight path from SUBJECT to each peer, as released and after the attacks on its attention.
 
     The attacker has what is merged: the release, the other expert, the base where it is given; polynomials are taken
-    apart into MLPs first. A path has a barrier
-    where the loss comes to more than 1.1 times that on the chord between its ends. Refuted where for some peer there is
-    none as released, or none after an attack. Otherwise the claim holds only if the path of the unlocked reference has
-    none (null control), and the attacks undo a planted P = −I on the reference (power control).
+    apart into MLPs first. A path has a barrier where the loss comes to more than 1.1 times that on the chord between
+    its ends. Refuted where for some peer there is none as released, or none after an attack. Otherwise the claim holds
+    only if the path of the unlocked reference has none (null control), and the attacks undo a planted P = −I on the
+    reference (power control).
     """
     ends = other_ends(ctx.subject)
     tokens = rows(ctx, STREAM, ROWS, passes=PASSES)

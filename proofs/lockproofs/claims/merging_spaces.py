@@ -186,29 +186,19 @@ def facts(ctx: Context) -> tuple[list[Check], str]:
         return Check(name=name, statistic=statistic, unit="relative", value=value, bound=0.0, tolerance=allowed,
                      tolerance_from=reason, cases=cases, seed=ctx.seed)  # fmt: skip
 
+    def differs(name: str, statistic: str, value: float) -> Check:
+        return Check(name=name, statistic=statistic, unit="relative", value=value, bound=1e-3, sense=">=",
+                     cases=cases, seed=ctx.seed)  # fmt: skip
+
     return [
         same("every space gives each update back", "max |back − Δ|", back),
         same("linear merges are the same in every space", "max |merged in a space − merged in full|", linear),
-        Check(
-            name="TIES is another merge in every space",
-            unit="relative",
-            value=least,
-            bound=1e-3,
-            sense=">=",
-            statistic="least distance between the merges of two of the four spaces",
-            cases=cases,
-            seed=ctx.seed,
+        differs(
+            "TIES is another merge in every space", "least distance between the merges of two of the four spaces", least
         ),
         same("KnOTS sees updates: other factors, same merge", "max |merged − merged with (B G)(G⁻¹ A)|", gauge_knots),
-        Check(
-            name="Core space sees factors: other factors, other merge",
-            unit="relative",
-            value=gauge_core,
-            bound=1e-3,
-            sense=">=",
-            statistic="max |merged − merged with (B G)(G⁻¹ A)|",
-            cases=cases,
-            seed=ctx.seed,
+        differs(
+            "Core space sees factors: other factors, other merge", "max |merged − merged with (B G)(G⁻¹ A)|", gauge_core
         ),
     ], (
         "The spaces themselves: all are lossless, averages and sums come out the same in each, TIES never does (the "

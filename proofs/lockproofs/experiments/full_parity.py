@@ -95,11 +95,9 @@ def measure(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
 
 
 def _environment(cell: dict[str, Any], device: str) -> dict[str, Any]:
-    import torch
-    import transformers
+    from lockcross import parity
 
-    on = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    return {"device": device, "device_name": on, "torch": torch.__version__, "transformers": transformers.__version__}
+    return parity.environment(device)
 
 
 def _outputs(cell: dict[str, Any], device: str) -> dict[str, Any]:
@@ -257,9 +255,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=PRECISIONS, action="append", help="default: all")
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the stored result")
     given = parser.parse_args(argv)
-    import torch
+    from lockcross import parity
 
-    if given.device == "cuda" and not torch.cuda.is_available():
+    if not parity.available(given.device):
         print("full_parity: there is no CUDA device here; leave --device out", file=sys.stderr)
         return 3
     chosen = experiment(given.device, tuple(given.dtype or PRECISIONS))

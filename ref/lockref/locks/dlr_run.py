@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockref.autodiff.pages import keep_pages
+from lockref.locks.commands import answered, require_new
 from lockref.locks.distillation import Phases, distill, dlr_student, swiglu_student
 from lockref.locks.dlr import locked_block
 from lockref.locks.dlr_training import Recipe
 from lockref.locks.manifest import Manifest, write_locked
 from lockref.models import dlrnet, skills
-from lockref.models.checkpoint_io import CheckpointError, load_checkpoint, tensor_code
+from lockref.models.checkpoint_io import load_checkpoint, tensor_code
 from lockref.models.dlrnet import DLRConfig
 from lockref.models.evaluation import TEXT, evaluate
 from lockref.models.qwen3_config import Qwen3Config
@@ -55,21 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16", help="of the tensors that are written")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
-    try:
-        _run(given)
-    except (ValueError, FloatingPointError) as error:
-        print(f"dlr_run: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("dlr_run: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return answered("dlr_run", lambda: _run(given))
 
 
 def _run(given: argparse.Namespace) -> None:
     keep_pages()
-    if given.target.exists():
-        raise CheckpointError(f"{given.target}: already exists; choose another directory or remove it")
+    require_new(given.target)
     tensor_code(given.target, given.dtype)
     source = load_checkpoint(given.source, np.float32)
     d, m = source.config.hidden_size, source.config.intermediate_size

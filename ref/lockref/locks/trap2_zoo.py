@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lockref.autodiff.pages import keep_pages
+from lockref.locks.commands import answered, require_new
 from lockref.locks.distillation import reporter
 from lockref.locks.dlr_run import rounded
 from lockref.locks.manifest import Manifest, write_locked
@@ -39,7 +40,6 @@ from lockref.models import skills
 from lockref.models.answers import answer_loss, answers, exact_match
 from lockref.models.checkpoint_io import Checkpoint, load_checkpoint, tensor_code
 from lockref.models.evaluation import EVALUATION, evaluate
-from lockref.models.tensor_file import CheckpointError
 from lockref.models.zoo import zoo_path
 
 SAVED = 50  # steps between two states
@@ -58,21 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--dtype", default="bfloat16", help="of the tensors that are written")
     given = parser.parse_args(argv)
-    try:
-        _run(given)
-    except (ValueError, FloatingPointError) as error:
-        print(f"trap2_zoo: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("trap2_zoo: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return answered("trap2_zoo", lambda: _run(given))
 
 
 def _run(given: argparse.Namespace) -> None:
     keep_pages()
-    if given.target.exists():
-        raise CheckpointError(f"{given.target}: already exists; choose another directory or remove it")
+    require_new(given.target)
     if given.seed < 0:
         raise ValueError(f"seed {given.seed}: must be 0 or more")
     tensor_code(given.target, given.dtype)
